@@ -1,0 +1,40 @@
+# Two commands for a newcomer, each from nothing: `make demo` and `make test`. `make` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test export readme clean-nbs
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## simulate, train and evaluate a small model: the whole path in minutes
+	@$(VENV)/bin/icecube-nb demo
+
+test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="layers 01_preprocess" for some
+	@$(VENV)/bin/python tools/check.py $(ARGS)
+
+export: $(STAMP)  ## write the package from the notebooks
+	@$(VENV)/bin/nbdev_export
+
+readme: $(STAMP)  ## write README.md from nbs/index.ipynb
+	@$(VENV)/bin/python tools/readme.py
+
+clean-nbs: $(STAMP)  ## take out of the notebooks what is not worth committing
+	@$(VENV)/bin/nbdev_clean
+
+setup: $(STAMP)  ## make the environment in .venv, with the versions of constraints.txt
+
+# The stamp is written last, so an installation that was interrupted is taken up again.
+$(STAMP): settings.ini constraints.txt setup.py
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "$(PYTHON) is not there. Name a Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is `$(PYTHON) -V 2>&1`." \
+	         "Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@rm -f $@
+	@echo "Installing into $(VENV), once: a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

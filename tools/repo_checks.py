@@ -1,0 +1,281 @@
+"""The checks of the repository itself. Each is a plain function: it takes the root, returns a list of faults.
+
+tools/check.py runs them beside the notebooks; tools/self_test.py sees each of them fail on a broken tree.
+"""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = 'icecube_nb'
+GENERATED = {'__init__.py', '_modidx.py'}          # not exported from a notebook's cells
+
+# who may import whom: a module imports its own layer or lower ones, never a higher one
+LAYERS = [
+    {'config', 'angles', 'progress'},
+    {'detector', 'attention', 'losses', 'evaluate'},
+    {'simulate', 'preprocess', 'model'},
+    {'pulses'},
+    {'batching'},
+    {'train', 'infer'},
+    {'stack'},
+    {'eda', 'kaggle'},
+    {'cli'},
+]
+LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+WITHOUT_TORCH = ['config', 'angles', 'detector', 'simulate', 'preprocess', 'eda']
+DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
+
+MAX_COLUMNS = 110
+MAX_NOTEBOOK_BYTES = 1_000_000
+MAX_FIGURES = 8
+MACHINE_WORDS = re.compile(r'(?<![\w.~-])/(?:root|home|work|tmp|Users)/[^\s"\'`]*'   # one machine's paths
+                           r'|[\w.-]*(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org)[^\s"\']*')
+
+
+# ---- what the checks read ----
+
+def notebooks(root: Path) -> list[Path]:
+    "The project's notebooks, by name; those with a leading . or _ do not count, as in nbdev"
+    return sorted(p for p in (root/'nbs').glob('*.ipynb') if p.name[0] not in '._')
+
+
+def modules(root: Path) -> list[Path]:
+    "The package's modules that come from notebooks"
+    return sorted(p for p in (root/PACKAGE).glob('*.py') if p.name not in GENERATED)
+
+
+def read_notebook(path: Path) -> dict:
+    "A notebook as it lies on disk"
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def text_of(lines: str | list[str]) -> str:
+    "Notebook text, which is stored as one string or as a list of lines"
+    return lines if isinstance(lines, str) else ''.join(lines)
+
+
+def code_cells(path: Path) -> Iterator[tuple[int, str, list[dict]]]:
+    "The code cells of a notebook: number, source, outputs"
+    for number, cell in enumerate(read_notebook(path)['cells']):
+        if cell['cell_type'] == 'code': yield number, text_of(cell['source']), cell['outputs']
+
+
+def directives(source: str) -> set[str]:
+    "The names of a cell's `#|` directives"
+    return set(re.findall(r'^#\|\s*(\w+)', source, re.M))
+
+
+def copy_project(root: Path, target: Path) -> Path:
+    "Copy what nbdev needs (settings and notebooks) and return the copy's resolved root"
+    (target/PACKAGE).mkdir()
+    shutil.copytree(root/'nbs', target/'nbs', ignore=shutil.ignore_patterns('.*', '_*', 'images'))
+    shutil.copy(root/'settings.ini', target)
+    if (root/PACKAGE/'__init__.py').exists(): shutil.copy(root/PACKAGE/'__init__.py', target/PACKAGE)
+    return target.resolve()
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess:
+    "Run `code` by this Python in `folder`"
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}       # under IN_TEST nbdev writes no index
+    return subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
+
+
+def last_line(text: str) -> str:
+    "The last line of a traceback: what went wrong"
+    return text.strip().splitlines()[-1] if text.strip() else 'no message'
+
+
+# ---- the checks ----
+
+def export(root: Path) -> list[str]:
+    "The package is what the notebooks export"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_project(root, Path(folder))
+        done = run_python('from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', copy)
+        if done.returncode: return [f'nbdev_export failed: {last_line(done.stderr)}']
+        there, here = ({p.name: p.read_bytes() for p in (r/PACKAGE).glob('*.py')} for r in (copy, root))
+    return [_drift(name, there, here) for name in sorted(there.keys() | here.keys())
+            if there.get(name) != here.get(name)]
+
+
+def _drift(name: str, exported: dict, committed: dict) -> str:
+    "One sentence on a module that is not what its notebook exports"
+    if name not in exported: return f'{PACKAGE}/{name} comes from no notebook: write it as one, or remove it'
+    if name not in committed: return f'{PACKAGE}/{name} is not there; mend: make export'
+    return f'{PACKAGE}/{name} is not what its notebook exports; mend: make export'
+
+
+def clean(root: Path) -> list[str]:
+    "Notebooks are clean: no execution counts, no metadata of one machine"
+    broken = [f'nbs/{p.name} is not a notebook: {e}' for p in notebooks(root) if (e := _unreadable(p))]
+    if broken: return broken
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_project(root, Path(folder))
+        done = run_python('from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()', copy)
+        if done.returncode: return [f'nbdev_clean failed: {last_line(done.stderr)}']
+        unlike = [p.name for p in notebooks(root) if p.read_bytes() != (copy/'nbs'/p.name).read_bytes()]
+    return [f'nbs/{name} is not clean; mend: make clean-nbs' for name in unlike]
+
+
+def _unreadable(path: Path) -> str:
+    "Why `path` cannot be read as a notebook, or nothing"
+    try: read_notebook(path)['cells']
+    except (ValueError, KeyError, TypeError) as error: return f'{type(error).__name__}: {error}'
+    return ''
+
+
+def as_run(root: Path) -> list[str]:
+    """Notebooks are committed as run, as far as that shows
+
+    Cleaning takes the execution counts away. What stays visible: a cell that plainly calls `print` or
+    `plt.show` has an output, and no output is an error. Cells with a test flag may be committed unrun.
+    """
+    flags = test_flags(root) | {'eval'}
+    found = []
+    for path in notebooks(root):
+        for number, source, outputs in code_cells(path):
+            if any(o['output_type'] == 'error' for o in outputs):
+                found.append(f'nbs/{path.name} cell {number} ended in an error; mend: run the notebook')
+            elif not outputs and not flags & directives(source) and _must_show(source):
+                found.append(f'nbs/{path.name} cell {number} shows something, but has no output: run it')
+    return found
+
+
+def test_flags(root: Path) -> set[str]:
+    "The directives that mark cells as not run by default: tst_flags of settings.ini"
+    line = re.search(r'^tst_flags\s*=(.*)$', (root/'settings.ini').read_text(encoding='utf-8'), re.M)
+    return set(line[1].split()) if line else set()
+
+
+def _must_show(source: str) -> bool:
+    "Whether a cell, once run, surely leaves an output: a plain call of print or plt.show"
+    try: statements = ast.parse(source).body
+    except SyntaxError: return False                                    # magics; its test says more
+    calls = [s.value.func for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    return not source.rstrip().endswith(';') and any(ast.unparse(c) in ('print', 'plt.show') for c in calls)
+
+
+def size(root: Path) -> list[str]:
+    "Notebooks are small: under 1 MB, at most 8 figures"
+    found = []
+    for path in notebooks(root):
+        n_bytes = path.stat().st_size
+        figures = sum('image/png' in o.get('data', {}) for _, _, outputs in code_cells(path) for o in outputs)
+        if n_bytes >= MAX_NOTEBOOK_BYTES:
+            found.append(f'nbs/{path.name} has {n_bytes:,} bytes, allowed are under {MAX_NOTEBOOK_BYTES:,}: '
+                         'fewer figures, or fewer dots per inch')
+        if figures > MAX_FIGURES:
+            found.append(f'nbs/{path.name} has {figures} figures, allowed are {MAX_FIGURES}')
+    return found
+
+
+def readme(root: Path) -> list[str]:
+    "README.md is what nbs/index.ipynb gives"
+    import readme as maker                                              # tools/readme.py; needs nbconvert
+    return maker.faults(root)
+
+
+def layers(root: Path) -> list[str]:
+    "Modules import downwards: the table at the top of tools/repo_checks.py"
+    arrows = {(p.stem, target) for p in modules(root) for target in imported_siblings(p)}
+    names = {p.stem for p in modules(root)} | {target for _, target in arrows}
+    found = [f'{PACKAGE}.{name} has no layer: give it one in LAYERS of tools/repo_checks.py'
+             for name in sorted(names - LAYER_OF.keys())]
+    for source, target in sorted(a for a in arrows if set(a) <= LAYER_OF.keys()):
+        above = LAYER_OF[target] - LAYER_OF[source]
+        if above > 0: found.append(f'{PACKAGE}.{source} imports {target}, which is {above} layer(s) above it')
+        if above == 0 and (target, source) in arrows: found.append(f'{source} and {target} import each other')
+    return found
+
+
+def imported_siblings(path: Path) -> set[str]:
+    "The modules of this package that a module imports, anywhere in it"
+    names = set()
+    for node in ast.walk(_parse(path)):
+        for name in _imported(node):
+            head, _, rest = name.partition('.')
+            if head == PACKAGE and rest and not rest.startswith('_'): names.add(rest.partition('.')[0])
+    return names
+
+
+def _imported(node: ast.AST) -> list[str]:
+    "The absolute dotted names that one statement imports: `from .a import b` gives icecube_nb.a.b"
+    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom): return []
+    base = '.'.join(filter(None, [PACKAGE if node.level else '', node.module]))
+    return [f'{base}.{alias.name}' for alias in node.names]
+
+
+def _parse(path: Path) -> ast.Module:
+    "A module's syntax tree"
+    return ast.parse(path.read_text(encoding='utf-8'), filename=str(path))
+
+
+def no_torch(root: Path) -> list[str]:
+    "The modules of the first steps import without torch, each in a fresh process"
+    found = []
+    for name in (n for n in WITHOUT_TORCH if (root/PACKAGE/f'{n}.py').exists()):
+        code = f'import sys, {PACKAGE}.{name}; sys.exit(3 if "torch" in sys.modules else 0)'
+        done = run_python(code, root)
+        if done.returncode == 3: found.append(f'{PACKAGE}.{name} imports torch: do it inside a function')
+        elif done.returncode: found.append(f'{PACKAGE}.{name} does not import: {last_line(done.stderr)}')
+    return found
+
+
+def imports(root: Path) -> list[str]:
+    "Exported modules need no development tools, and use no `import *`"
+    found = []
+    for path in modules(root):
+        for node in ast.walk(_parse(path)):
+            heads = {name.partition('.')[0] for name in _imported(node)}
+            for head in sorted(heads & DEVELOPMENT_ONLY):
+                found.append(f'{PACKAGE}/{path.name}:{node.lineno} imports {head}: only hidden cells may')
+            if isinstance(node, ast.ImportFrom) and any(alias.name == '*' for alias in node.names):
+                found.append(f'{PACKAGE}/{path.name}:{node.lineno} has `import *`: name what is used')
+    return found
+
+
+def columns(root: Path) -> list[str]:
+    "Lines of code, in notebooks and tools, are at most 110 columns wide"
+    sources = [(f'nbs/{path.name} cell {number}', source)
+               for path in notebooks(root) for number, source, _ in code_cells(path)]
+    sources += [(f'tools/{path.name}', path.read_text(encoding='utf-8'))
+                for path in sorted((root/'tools').glob('*.py'))]
+    return [f'{place} line {number} has {len(line)} columns, at most {MAX_COLUMNS}'
+            for place, source in sources for number, line in enumerate(source.splitlines(), 1)
+            if len(line) > MAX_COLUMNS]
+
+
+def words(root: Path) -> list[str]:
+    "No paths of one machine and no registry hosts in notebooks (outputs too), pages, pins and modules"
+    files = [*notebooks(root), *modules(root), *sorted(root.glob('*.md'))]
+    files += [p for name in ('constraints.txt', 'settings.ini', 'Makefile') if (p := root/name).exists()]
+    found = []
+    for path in files:
+        lines = _notebook_text(path) if path.suffix == '.ipynb' else [path.read_text(encoding='utf-8')]
+        hits = sorted({hit[0] for line in lines for hit in MACHINE_WORDS.finditer(line)})
+        found += [f'{path.relative_to(root)} names {hit}, which only this machine has' for hit in hits]
+    return found
+
+
+def _notebook_text(path: Path) -> Iterator[str]:
+    "All text of a notebook, sources and outputs, without its pictures"
+    def strings(value):
+        if isinstance(value, str): yield value
+        elif isinstance(value, list):
+            for item in value: yield from strings(item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if not key.startswith('image/'): yield from strings(item)
+    return strings(read_notebook(path))
+
+
+CHECKS = {'export': export, 'clean': clean, 'as-run': as_run, 'size': size, 'readme': readme,
+          'layers': layers, 'no-torch': no_torch, 'imports': imports, 'columns': columns, 'words': words}
