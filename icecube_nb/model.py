@@ -75,7 +75,7 @@ class AttentionPool(nn.Module):
         event = event_index(offsets, len(x))
         score = self.query(x).float()                                                   # (N, Q)
         top = score.new_full((len(offsets) - 1, score.shape[1]), -torch.inf)
-        top = top.scatter_reduce(0, event[:, None].expand_as(score), score.detach(), 'amax') # (B, Q) for safety
+        top = top.scatter_reduce(0, event[:, None].expand_as(score), score.detach(), 'amax') # (B, Q)
         part = (score - top[event]).exp()                                               # (N, Q)
         return part/torch.zeros_like(top).index_add_(0, event, part)[event]
 
@@ -189,8 +189,8 @@ def load_weights(model: Model, # changed in place
     faults = ([f'{k} is missing' for k in own if k not in given]
               + [f'{k} is unknown' for k in given if k not in own]
               + [f'{k} is {given[k]}, not {own[k]}' for k in own if k in given and given[k] != own[k]])
-    if faults: raise ValueError(f'weights do not fit the model ({len(faults)} faults): {"; ".join(faults[:3])}; '
-                                'load them with the config they were saved with')
+    if faults: raise ValueError(f'weights do not fit the model ({len(faults)} faults): '
+                                f'{"; ".join(faults[:3])}; load them with the config they were saved with')
     model.load_state_dict(weights)
     return model
 

@@ -17,7 +17,7 @@ class Progress:
     "Call it with (done, total, comment): a live bar in a notebook or terminal, plain lines elsewhere."
     def __init__(self, label: str, # what is being done
                  every_seconds: float = 10.0, # between two plain lines
-                 out: TextIO|None = None # where plain lines go; None is standard output as a live bar if possible
+                 out: TextIO|None = None # where plain lines go; None: standard output, a live bar if possible
         ):
         self.label, self.every, self.out = label, every_seconds, out
         self.live = out is None and (in_notebook() or sys.stdout.isatty())

@@ -126,7 +126,8 @@ def new_state(config: Config, angle_bins: dict[str, list[float]], device: str = 
     scaler = torch.amp.GradScaler(where.type, enabled=precision == 'fp16', growth_interval=600)
     bins = make_bins(angle_bins, config.model.zenith_mirror).to(where)
     kernel = smoothing_kernel(config.train.smoothing_bins, config.train.smoothing_sigma)
-    return State(config, model, make_optimiser(model, config), scaler, bins, angle_bins, kernel, where, precision)
+    return State(config, model, make_optimiser(model, config), scaler, bins, angle_bins, kernel, where,
+                 precision)
 
 # %% ../nbs/03_train.ipynb #3bf30e99
 def train_step(state: State, # changed in place
