@@ -79,13 +79,13 @@ class EventBatch(NamedTuple):
         "The same batch on another device."
         return EventBatch(*(x.to(device, non_blocking=True) for x in self))
 
-# %% ../nbs/01b_batching.ipynb #d4473b72
+# %% ../nbs/01b_batching.ipynb #f4473062
 def subset_draws(key: int, # 0 to 2^63
                  events: np.ndarray, # (B,) event numbers
                  lengths: np.ndarray # (B,) pulses of each
     ) -> np.ndarray: # (lengths.sum(),) float32 in [0, 1)
     "A random number a pulse that depends on key, event and place alone (SplitMix64, Steele et al. 2014)."
-    place = ranges(np.zeros_like(lengths), lengths).astype(np.uint64)              # (N,) 0, 1, ... in each event
+    place = ranges(np.zeros_like(lengths), lengths).astype(np.uint64)             # (N,) 0, 1, 2, ... in each
     x = (np.repeat(events, lengths).astype(np.uint64) << np.uint64(32)) + place
     x = x*np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     x = (x ^ (x >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
@@ -187,12 +187,12 @@ class TrainingEvents:
         "The batches of an epoch from number `start` on."
         yield from read_batches(self, self.plan(epoch)[start:], epoch)
 
-# %% ../nbs/01b_batching.ipynb #161316dd
+# %% ../nbs/01b_batching.ipynb #11212f04
 def read_batches(source: TrainingEvents,
                  batches: Iterable[tuple[int, np.ndarray]], # file number and events, as planned
                  epoch: int
     ) -> Iterator[EventBatch]:
-    "Read planned batches; the file opened first is closed when `mixed_files` are open; those to come are read ahead."
+    "Read planned batches; at most `mixed_files` files are open, and those to come are read ahead."
     opened, ahead = {}, source.groups(epoch) + source.groups(epoch + 1)[:1]
     for f, events in batches:
         if f not in opened:
