@@ -107,7 +107,7 @@ def make_batch(packed: PackedBatch, # an open file
     pulses = packed.pulses[ranges(packed.offsets[events], lengths)]              # (M, 3)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     if len(lengths) and lengths[-1] > max_pulses:
-        draws = subset_draws(rng.integers(1 << 63), events, lengths)
+        draws = subset_draws(rng.integers(1 << 63), events, np.diff(offsets))
         keep, offsets = select_pulses(pulses[:, 0] >= 0x8000, offsets, max_pulses, draws)
         pulses = pulses[keep]                                                     # (N, 3)
     features = pulse_features(pulses, offsets, sensors, feature_set)              # (N, F)
