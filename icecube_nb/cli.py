@@ -6,7 +6,8 @@
 __all__ = ['COMMANDS', 'DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'settings_of', 'Train', 'Predict', 'Evaluate', 'Demo',
            'demo_table', 'parse', 'main']
 
-# %% ../nbs/07_cli.ipynb #907edaf7
+# %% ../nbs/07_cli.ipynb #3a3d070c
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ class Evaluate:
         print(format_table(score.table))
         print(f'mean angular error {score.mean:.4f} +- {score.mean_error:.4f} rad')
 
-# %% ../nbs/07_cli.ipynb #afc161bf
+# %% ../nbs/07_cli.ipynb #55ff6ec7
 @dataclass(kw_only=True)
 class Demo(DeviceOption):
     """The whole path on simulated data: simulate, pack, train, predict, evaluate; minutes on two cores.
@@ -150,7 +151,7 @@ class Demo(DeviceOption):
     Its data stay in the cache folder ($ICECUBE_CACHE_DIR, default ~/.cache/icecube_nb), its run and
     submission in the folder `out`. Called again, it goes on with what is not done."""
     minutes: float = 5.0         # of training
-    out: Path = Path('runs/demo') # folder for the run, submission.csv and table.csv
+    out: Path = Path('runs/demo') # folder for the run, submission.csv and demo.csv
     preset: str = 'tiny'         # the settings to train with
     batches: int = 8             # training batch files; the last one validates
     events_per_batch: int = 15_000 # events in each
@@ -173,12 +174,24 @@ class Demo(DeviceOption):
         print(f'\n[{len(steps) + 1}/{len(steps) + 1}] evaluate: angular error [rad] on {self.test_events:,} '
               'held-out events, by pulses in the event', flush=True)
         print(demo_table(data, self.out))
+        self.note(round(time.monotonic() - began))
         print(f'\n{time.monotonic() - began:.0f} s in all. The run is in {run}, its answers in {submission}\n'
               f'Next: icecube-nb predict --run {run} --data FOLDER, or open nbs/03_train.ipynb')
 
-# %% ../nbs/07_cli.ipynb #5bb8214e
+    def note(self, seconds: int) -> None:
+        "Write demo.json: what the table was made with."
+        import torch
+        from icecube_nb.preprocess import written_whole
+        from icecube_nb.train import read_log
+        last = read_log(self.out/'run')[1][-1]
+        about = {'preset': self.preset, 'minutes': self.minutes, 'events': last['events'], 'seconds': seconds,
+                 'test_events': self.test_events, 'threads': torch.get_num_threads(),
+                 'torch': torch.__version__}
+        with written_whole(self.out/'demo.json') as part: part.write_text(json.dumps(about, indent=1) + '\n')
+
+# %% ../nbs/07_cli.ipynb #3d13f5fa
 def demo_table(data: Path, # the demo's data
-               out: Path # its folder; gets table.csv
+               out: Path # its folder; gets demo.csv
     ) -> str: # aligned text
     "Errors of all methods on the demo's test events, by slice, with bootstrap errors."
     import pandas as pd
@@ -191,7 +204,7 @@ def demo_table(data: Path, # the demo's data
     truth = pd.read_parquet(data/'test_truth.parquet')
     errors = method_errors(load_packed(path), columns, truth, prepared)
     table = error_table(errors, columns['pulses'])
-    with written_whole(out/'table.csv') as part: table.to_csv(part, index=False)
+    with written_whole(out/'demo.csv') as part: table.to_csv(part, index=False)
     return format_table(table)
 
 # %% ../nbs/07_cli.ipynb #fff88fb8
