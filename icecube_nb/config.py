@@ -41,6 +41,8 @@ class DataConfig:
     files_per_epoch: int = 4       # batch files an epoch draws its events from
     legacy_ice: bool = False       # published code: ice table upside down
     legacy_qe: bool = False        # published code: high-efficiency flag one sensor off
+    pulse_budget: int = 0          # pulses in one forward pass; 0: `train.batch_events` events instead
+    mixed_files: int = 4           # files that are open, and whose batches are shuffled together
 
 # %% ../nbs/00d_config.ipynb #88b4304c
 @dataclass(frozen=True)
@@ -61,6 +63,16 @@ class TrainConfig:
     vector_weight: float = 1.0     # weight of the von Mises-Fisher loss beside the two cross entropies
     precision: str = 'auto'        # `fp32`, `fp16`, `bf16`; `auto`: fp16 on CUDA, fp32 elsewhere
     seed: int = 0                  # of the initial weights, the shuffling and the choice of pulses
+    clip_norm: float = 0.0         # before that, a longer gradient is shortened to this norm; 0: it is not
+    average_decay: float = 0.0     # answer with a running mean of the weights, memory e.g. 0.999; 0: the last
+    late_precision: str = 'fp32'   # precision from `late_epoch` on
+    late_epoch: int = 0            # epoch in which precision changes to it; 0: never
+    fallback_steps: int = 20       # so many steps in a row without a finite gradient: go on in fp32
+    growth_interval: int = 600     # good fp16 steps before the loss is scaled up by two
+    log_every: int = 20            # steps between two lines of the log
+    save_every: int = 1000         # steps between two checkpoints; each epoch ends with one as well
+    keep_last: int = 2             # checkpoints kept, the best not counted
+    validation_events: int = 2000  # events that are answered after each epoch
 
 # %% ../nbs/00d_config.ipynb #9380053a
 @dataclass(frozen=True)

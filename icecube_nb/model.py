@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_NAMES', 'activation', 'Block', 'event_index', 'MeanPool', 'AttentionPool', 'Neck', 'VectorHead', 'Output',
-           'Model', 'init_weights', 'count_parameters', 'published_name', 'load_weights', 'from_published']
+           'full_precision', 'Model', 'init_weights', 'count_parameters', 'published_name', 'load_weights',
+           'from_published']
 
 # %% ../nbs/02_model.ipynb #9a6e91ae
 import math
 import re
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -114,6 +116,13 @@ class Output(NamedTuple):
     zenith_logits: Tensor  # (B, 142)
     direction: Tensor|None # (B, 3) the vector head; None if it is switched off
 
+# %% ../nbs/02_model.ipynb #19e2df05
+def full_precision(x: Tensor # tells the device
+    ): # a context
+    "Autocast switched off, where it is on."
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
 # %% ../nbs/02_model.ipynb #dfdb5d24
 class Model(nn.Module):
     "Self-attention encoder over the pulses of an event, two classification heads and a vector head."
@@ -139,12 +148,14 @@ class Model(nn.Module):
     def forward(self, features: Tensor, # (N, F) packed pulses
                 offsets: Tensor # (B+1,) first row of each event, and N
         ) -> Output:
-        x, plan = self.input(features), plan_runs(offsets)                              # (N, D)
+        with full_precision(features): x = self.input(features)                         # (N, D)
+        plan = plan_runs(offsets)
         for block in self.blocks: x = block(x, offsets, plan, self.backend)             # (N, D)
-        pooled = self.pool(x, offsets)                                                  # (B, D)
-        return Output(pooled, self.azimuth_head(self.azimuth_neck(pooled)),             # (B, 128)
-                      self.zenith_head(self.zenith_neck(pooled)),                       # (B, 142)
-                      None if self.vector_head is None else self.vector_head(pooled))   # (B, 3)
+        with full_precision(features):
+            pooled = self.pool(x, offsets)                                              # (B, D)
+            return Output(pooled, self.azimuth_head(self.azimuth_neck(pooled)),         # (B, 128)
+                          self.zenith_head(self.zenith_neck(pooled)),                   # (B, 142)
+                          None if self.vector_head is None else self.vector_head(pooled)) # (B, 3)
 
 # %% ../nbs/02_model.ipynb #76edef8d
 def init_weights(model: Model) -> None:

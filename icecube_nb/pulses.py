@@ -14,7 +14,7 @@ from .preprocess import decode_charge, decode_time
 def select_pulses(auxiliary: np.ndarray, # (N,) bool
                   offsets: np.ndarray, # (B+1,) int64
                   max_pulses: int, # longer events are thinned to this many
-                  rng: np.random.Generator # draws the subset
+                  rng: np.random.Generator|np.ndarray # draws the subset; or (N,) numbers in [0, 1) to draw by
     ) -> tuple[np.ndarray, np.ndarray]: # rows to keep (M,) in the given order, and their offsets (B+1,)
     "Thin long events to `max_pulses`: non-auxiliary pulses first, then a random subset."
     if max_pulses < 1: raise ValueError(f'data.max_pulses must be at least 1, not {max_pulses}')
@@ -26,7 +26,8 @@ def select_pulses(auxiliary: np.ndarray, # (N,) bool
     if len(long):
         rows = ranges(offsets[long], lengths[long])                     # (M,) all pulses of the long events
         event = np.repeat(np.arange(len(long)), lengths[long])          # (M,)
-        draw = rng.random(len(rows), np.float32) + auxiliary[rows]      # auxiliary pulses come last
+        draw = rng[rows] if isinstance(rng, np.ndarray) else rng.random(len(rows), np.float32)
+        draw = draw + auxiliary[rows]                                   # auxiliary pulses come last
         order = np.argsort(event*2.0 + draw)                            # event by event, smallest draw first
         rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths[long]) - lengths[long], lengths[long])
         keep[rows[order[rank >= max_pulses]]] = False
