@@ -106,7 +106,7 @@ def make_batch(packed: PackedBatch, # an open file
     events, lengths = events[order], lengths[order]
     pulses = packed.pulses[ranges(packed.offsets[events], lengths)]              # (M, 3)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    if len(lengths) and lengths[-1] > max_pulses:
+    if (lengths > max_pulses).any(): # sorted by what is kept, so not the last alone
         draws = subset_draws(rng.integers(1 << 63), events, lengths)
         keep, offsets = select_pulses(pulses[:, 0] >= 0x8000, offsets, max_pulses, draws)
         pulses = pulses[keep]                                                     # (N, 3)
