@@ -80,7 +80,7 @@ def decoded(output: Output, bins: Bins,
                     f'{kind}_confidence': confidence.double().cpu().numpy()}
     return columns
 
-# %% ../nbs/04_infer.ipynb #055c19da
+# %% ../nbs/04_infer.ipynb #206c0da3
 PULSE_BUDGET = {'cpu': 4096, 'cuda': 1 << 17} # pulses in a micro-batch
 
 def micro_batches(packed: PackedBatch, # an open file
@@ -91,8 +91,8 @@ def micro_batches(packed: PackedBatch, # an open file
     ) -> Iterator[EventBatch]: # each event that has a pulse, once
     "Micro-batches of a file in the order of length."
     lengths = np.minimum(packed.lengths[events], config.data.max_pulses)
-    for k, chosen in enumerate(batches_by_pulses(lengths, pulse_budget)):
-        rng = np.random.default_rng([seed, 5, packed.batch_id, k])
+    for chosen in batches_by_pulses(lengths, pulse_budget):
+        rng = np.random.default_rng([seed, 5, packed.batch_id]) # one key: subsets are the events' own
         yield make_batch(packed, events[chosen], sensors, config.model.features, config.data.max_pulses, rng)
 
 # %% ../nbs/04_infer.ipynb #e5260d8f
