@@ -30,6 +30,7 @@ from .detector import read_geometry, sensor_features
 from .losses import (Bins, bin_loss, decode_bins, decode_vector, make_bins, smoothing_kernel,
                                vector_loss)
 from .model import Model, Output, load_weights
+from .optimise import Muon, Together, hidden_matrices
 from .preprocess import PackedBatch, Prepared, load_packed, split_batches
 from .pulses import feature_names
 
@@ -61,14 +62,19 @@ def one_cycle(progress: float, # share of the run that is done, 0 to 1
     return low + (high - low)*(1 - math.cos(math.pi*min(max(x, 0.0), 1.0)))/2
 
 # %% ../nbs/03_train.ipynb #d4ef5552
-def make_optimiser(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    "AdamW with decay on Linear weights and none on the rest."
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decay = [p for p in model.parameters() if id(p) in linear]
-    rest = [p for p in model.parameters() if id(p) not in linear]
+def make_optimiser(model: nn.Module, config: Config) -> torch.optim.Optimizer|Together:
+    "AdamW with decay on Linear weights and none on the rest; Muon for hidden matrices if the config says so."
     c = config.train
-    groups = [{'params': decay, 'weight_decay': c.weight_decay}, {'params': rest, 'weight_decay': 0.0}]
-    return torch.optim.AdamW(groups, lr=c.max_lr, betas=c.betas, fused=True)
+    if c.optimiser not in ('adamw', 'muon'):
+        raise ValueError(f'train.optimiser is adamw or muon, not {c.optimiser!r}')
+    matrices = hidden_matrices(model) if c.optimiser == 'muon' else []
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    others = [p for p in model.parameters() if id(p) not in {id(m) for m, _ in matrices}]
+    groups = [{'params': [p for p in others if id(p) in linear], 'weight_decay': c.weight_decay},
+              {'params': [p for p in others if id(p) not in linear], 'weight_decay': 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=c.max_lr, betas=c.betas, fused=True)
+    if not matrices: return adamw
+    return Together(adamw, Muon(matrices, lr=c.muon_lr, scale=c.muon_lr/c.max_lr))
 
 # %% ../nbs/03_train.ipynb #a538148e
 def pick_device(name: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', 'mps'
@@ -136,7 +142,7 @@ def train_step(state: State, # changed in place
     ) -> dict[str, float]: # loss and its parts, gradient norm
     "Gradient of the mean loss over all events of `parts`, clipped by value; one step of the optimiser."
     config, total, row = state.config.train, sum(len(p.azimuth) for p in parts), {}
-    for group in state.optimiser.param_groups: group['lr'] = lr
+    for group in state.optimiser.param_groups: group['lr'] = lr*group.get('scale', 1)
     state.optimiser.zero_grad()
     cast = PRECISION[state.precision]
     for part in parts:

@@ -1,0 +1,194 @@
+"""Which ideas make the network more accurate? Paired training runs, one idea at a time.
+
+    python bench/quality.py data                                   simulate and pack the events
+    python bench/quality.py run --arms deep no-muon --events 24000 --seeds 0 1 2
+    python bench/quality.py table --events 24000 --reference deep  differences with errors, by slice and kind
+
+A run is one arm (settings that differ from a preset), one budget of events, one seed. Runs of the same seed see
+the same events in the same order and, where the shapes agree, start from the same weights, so their errors on the
+same test events can be subtracted. Each run appends one line to bench/results/quality.jsonl when it ends; a
+run that is in the file is not made again. The learning rate falls to its end within each budget.
+"""
+import argparse
+import json
+import math
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from icecube_nb.angles import angular_error
+from icecube_nb.batching import inference_batches
+from icecube_nb.config import Config, cache_folder, override, preset
+from icecube_nb.detector import read_geometry, sensor_features
+from icecube_nb.evaluate import pulse_slice, to_markdown
+from icecube_nb.losses import decode_bins, decode_vector
+from icecube_nb.preprocess import PackedBatch, Prepared, load_packed, prepare
+from icecube_nb.simulate import write_dataset
+from icecube_nb.train import State, train
+
+RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
+FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed
+
+# an arm is a preset and what differs from it
+ARMS = {
+    'published': ('small', {}),
+    'deep': ('deep', {}),
+    # deep without one idea
+    'no-centring': ('deep', {'model.features': 'published'}),
+    'no-merging': ('deep', {'model.features': 'centred'}),
+    'no-attention-pooling': ('deep', {'model.pooling': 'mean'}),
+    'no-rotary': ('deep', {'model.rotary': False}),
+    'no-vector-head': ('deep', {'model.vector_head': False}),
+    'no-muon': ('deep', {'train.optimiser': 'adamw'}),
+    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
+    # deep with one more
+    'summary': ('deep', {'model.event_summary': True}),
+    'qk-norm': ('deep', {'model.qk_norm': True}),
+    'batch 128': ('deep', {'train.batch_events': 128}),
+    'lr 1e-3': ('deep', {'train.max_lr': 1e-3}),
+    'muon 0.02': ('deep', {'train.muon_lr': 0.02}),
+    'muon 0.005': ('deep', {'train.muon_lr': 0.005}),
+    'vector weight 0.3': ('deep', {'train.vector_weight': 0.3}),
+    # the published network with one idea
+    'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,
+                                       'train.batch_events': 64}),
+    'published, batch 64, lr 1e-3': ('small', {'train.max_lr': 1e-3, 'train.batch_events': 64}),
+}
+
+
+def data_folder() -> Path:
+    "Where the events of this benchmark lie."
+    return cache_folder()/f'quality-{FILES}x{FILE_EVENTS}-seed{SEED}'
+
+
+def arm_config(arm: str, events: int, seed: int) -> Config:
+    "The settings of a run: one pass over as many files as the budget of events needs."
+    name, changes = ARMS[arm]
+    one_pass = {'data.files_per_epoch': events//FILE_EVENTS, 'train.epochs': 1, 'train.seed': seed}
+    return override(preset(name), changes | one_pass)
+
+
+def answers(state: State, packed: PackedBatch, sensors: np.ndarray) -> dict[str, np.ndarray]:
+    "Angular error [rad] of each event of a packed file, by way of decoding; NaN without pulses."
+    c, state.model = state.config, state.model.eval()
+    errors = {}
+    for batch in inference_batches(packed, sensors, c.model.features, c.data.max_pulses):
+        with torch.inference_mode(): out = state.model(batch.features, batch.offsets)
+        ways = {'bins': decode_bins(out.azimuth_logits, out.zenith_logits, state.bins)[:2]}
+        if out.direction is not None: ways['vector'] = decode_vector(out.direction)[:2]
+        for way, (azimuth, zenith) in ways.items():
+            row = errors.setdefault(way, np.full(len(packed), np.nan))
+            row[batch.event] = angular_error(*packed_truth(packed, batch.event), azimuth.numpy(), zenith.numpy())
+    return errors
+
+
+def packed_truth(packed: PackedBatch, events) -> tuple[np.ndarray, np.ndarray]:
+    "True angles of events of a test file, which are kept beside it."
+    truth = pd.read_parquet(data_of(packed)/'test_truth.parquet').set_index('event_id')
+    rows = truth.loc[packed.event_id[np.asarray(events)]]
+    return rows.azimuth.to_numpy(), rows.zenith.to_numpy()
+
+
+def data_of(packed: PackedBatch) -> Path:
+    "The competition-format folder that a packed file was made from."
+    return next(p for p in packed.path.parents if (p/'test_truth.parquet').exists())
+
+
+def summarise(errors: dict[str, np.ndarray], packed: PackedBatch) -> dict:
+    "Mean error by slice of pulse count and by kind of event, for the classes; and of the vector head."
+    truth = pd.read_parquet(data_of(packed)/'test_truth.parquet').set_index('event_id')
+    bins, row = errors['bins'], {way: float(np.nanmean(e)) for way, e in errors.items()}
+    labels = {'pulses': pulse_slice(packed.lengths), 'kind': truth.kind.loc[packed.event_id].to_numpy()}
+    row['slices'] = {f'{key} {name}': float(np.nanmean(bins[label == name]))
+                     for key, label in labels.items() for name in np.unique(label)}
+    return row | {'test_events': int(np.isfinite(bins).sum())}
+
+
+def run_arm(arm: str, events: int, seed: int, prepared: Prepared, scratch: Path) -> dict:
+    "Train and test one arm; one row of results."
+    if events % FILE_EVENTS: raise ValueError(f'--events {events} must be a multiple of {FILE_EVENTS}')
+    config, folder = arm_config(arm, events, seed), scratch/f'{arm}-{events}-{seed}'.replace(' ', '_')
+    shutil.rmtree(folder, ignore_errors=True)
+    begin = time.process_time()
+    state = train(prepared, folder, config, device='cpu')
+    seconds = time.process_time() - begin
+    sensors = sensor_features(read_geometry(prepared.geometry_path))
+    packed = load_packed(next(iter(prepared.test.values())))
+    errors = answers(state, packed, sensors)
+    np.savez_compressed(folder/'errors.npz', **errors)
+    shutil.rmtree(folder/'checkpoints', ignore_errors=True)
+    return {'arm': arm, 'events': state.events, 'seed': seed, 'cpu_seconds': round(seconds, 1),
+            'threads': torch.get_num_threads()} | summarise(errors, packed)
+
+
+def read_results(path: Path = RESULTS) -> pd.DataFrame:
+    "All runs so far."
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Mean error of each arm, and its difference to `reference` over the seeds both have.
+
+    The error of a difference comes from the scatter of all paired differences of this budget around their
+    arm's mean, pooled over the arms, because three seeds alone tell little about their own scatter.
+    """
+    base = rows[rows.arm == reference].set_index('seed').bins
+    paired = rows[rows.seed.isin(base.index)].copy()
+    paired['less'] = paired.bins - base.loc[paired.seed].to_numpy()
+    others = paired[paired.arm != reference]
+    spread = (others.less - others.groupby('arm').less.transform('mean')).pow(2).sum()
+    pooled = math.sqrt(spread/max(1, len(others) - others.arm.nunique()))
+    out = []
+    for arm, group in paired.groupby('arm', sort=False):
+        out.append({'arm': arm, 'runs': str(len(group)), 'mean error': group.bins.mean(), 'difference': group.less.mean(),
+                    'difference_error': 0.0 if arm == reference else pooled/math.sqrt(len(group)),
+                    'vector head': group.vector.mean() if 'vector' in group else math.nan,
+                    'events/s': f'{(group.events/group.cpu_seconds).mean():.0f}'})
+    return pd.DataFrame(out).sort_values('difference')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=['data', 'run', 'table'])
+    parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=list(ARMS), metavar='ARM')
+    parser.add_argument('--events', type=int, default=24000, help=f'budget of a run, a multiple of {FILE_EVENTS}')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--reference', default='deep')
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--slices', action='store_true', help='table by slice and kind too')
+    parser.add_argument('--scratch', type=Path, default=cache_folder()/'quality-runs', help='logs of the runs')
+    a = parser.parse_args()
+    if a.what == 'table':
+        rows = read_results()
+        rows = rows[(rows.events == a.events) & rows.arm.isin(a.arms)]
+        print(to_markdown(table(rows, a.reference)))
+        if a.slices: print(to_markdown(by_slice(rows)))
+        return
+    torch.set_num_threads(a.threads)
+    data = write_dataset(data_folder(), FILES, FILE_EVENTS, SEED, TEST_EVENTS)
+    prepared = prepare(data, workers=1)
+    if a.what == 'data': return
+    done = read_results()
+    done = set() if done.empty else set(zip(done.arm, done.events, done.seed))
+    for seed in a.seeds:
+        for arm in a.arms:
+            if (arm, a.events, seed) in done: continue
+            row = run_arm(arm, a.events, seed, prepared, a.scratch)
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            with open(RESULTS, 'a') as file: file.write(json.dumps(row) + '\n')
+            print(f'{arm:28} seed {seed}  {row["bins"]:.4f} rad  {row["events"]/row["cpu_seconds"]:.0f} events/s', flush=True)
+
+
+def by_slice(rows: pd.DataFrame) -> pd.DataFrame:
+    "Mean error of each arm by slice of pulse count and by kind, over its seeds."
+    parts = [pd.DataFrame(group.slices.tolist()).mean().rename(arm) for arm, group in rows.groupby('arm', sort=False)]
+    return pd.concat(parts, axis=1).T.rename_axis('arm').reset_index()
+
+
+if __name__ == '__main__': main()
