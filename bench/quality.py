@@ -56,9 +56,9 @@ ARMS = {
     'summary': ('deep', {'model.event_summary': True}),
     'qk-norm': ('deep', {'model.qk_norm': True}),
     'batch 128': ('deep', {'train.batch_events': 128}),
-    'lr 1e-3': ('deep', {'train.max_lr': 1e-3}),
-    'muon 0.02': ('deep', {'train.muon_lr': 0.02}),
-    'muon 0.005': ('deep', {'train.muon_lr': 0.005}),
+    'lr 1e-3': ('deep', {'train.max_lr': 1e-3, 'train.muon_scale': 10}),   # Muon's rate as it was
+    'muon 0.02': ('deep', {'train.muon_scale': 40}),
+    'muon 0.005': ('deep', {'train.muon_scale': 10}),
     'vector weight 0.3': ('deep', {'train.vector_weight': 0.3}),
     'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
     # the published network with one idea

@@ -74,7 +74,7 @@ def make_optimiser(model: nn.Module, config: Config) -> torch.optim.Optimizer|To
               {'params': [p for p in others if id(p) not in linear], 'weight_decay': 0.0}]
     adamw = torch.optim.AdamW(groups, lr=c.max_lr, betas=c.betas, fused=True)
     if not matrices: return adamw
-    return Together(adamw, Muon(matrices, lr=c.muon_lr, scale=c.muon_lr/c.max_lr))
+    return Together(adamw, Muon(matrices, lr=c.max_lr*c.muon_scale, scale=c.muon_scale))
 
 # %% ../nbs/03_train.ipynb #a538148e
 def pick_device(name: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', 'mps'
