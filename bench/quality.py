@@ -228,12 +228,13 @@ def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     paired['less'] = paired.bins - base.loc[paired.seed].to_numpy()
     others = paired[paired.arm != reference]
     spread = (others.less - others.groupby('arm').less.transform('mean')).pow(2).sum()
-    pooled = math.sqrt(spread/max(1, len(others) - others.arm.nunique()))
+    free = len(others) - others.arm.nunique()
+    pooled = math.sqrt(spread/free) if free else math.nan
     out = []
     for arm, group in paired.groupby('arm', sort=False):
-        out.append({'arm': arm, 'runs': str(len(group)), 'mean error': group.bins.mean(),
+        out.append({'method': arm, 'runs': str(len(group)), 'mean error': group.bins.mean(),
                     'difference': group.less.mean(),
-                    'difference_error': 0.0 if arm == reference else pooled/math.sqrt(len(group)),
+                    'difference_error': math.nan if arm == reference else pooled/math.sqrt(len(group)),
                     'vector head': group.vector.mean() if 'vector' in group else math.nan,
                     'events/s': f'{(group.events/group.cpu_seconds).mean():.0f}'})
     return pd.DataFrame(out).sort_values('difference')
@@ -285,7 +286,7 @@ def by_slice(rows: pd.DataFrame) -> pd.DataFrame:
     "Mean error of each arm by slice of pulse count and by kind, over its seeds."
     parts = [pd.DataFrame(group.slices.tolist()).mean().rename(arm)
              for arm, group in rows.groupby('arm', sort=False)]
-    return pd.concat(parts, axis=1).T.rename_axis('arm').reset_index()
+    return pd.concat(parts, axis=1).T.rename_axis('method').reset_index()
 
 
 if __name__ == '__main__': main()
