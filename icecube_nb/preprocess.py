@@ -17,7 +17,7 @@ import hashlib, json, multiprocessing, os, time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -171,7 +171,8 @@ def written_whole(path: Path # the file to be made
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): part.unlink(missing_ok=True) # a folder that is none: the first error counts
 
 # %% ../nbs/01_preprocess.ipynb #1cfec64a
 def meta_rows(piece: pa.RecordBatch, # of a meta file

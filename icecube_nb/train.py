@@ -34,6 +34,7 @@ from .distributed import Team, join_team, leave_team, team_network, team_sum, wa
 from .losses import (Bins, bin_loss, decode_bins, decode_vector, make_bins, smoothing_kernel,
                                vector_loss)
 from .model import Model, Output, count_parameters, load_weights, published_name
+from .optimise import Muon, Together, hidden_matrices
 from .precision import (PRECISION, guarded_step, make_scaler, pick_precision, precision_of_epoch,
                                   reduced, watch_logits)
 from .preprocess import PackedBatch, Prepared, find_data, load_packed, prepare, split_batches
@@ -70,14 +71,19 @@ def one_cycle(progress: float, # share of the run that is done, 0 to 1
     return low + (high - low)*(1 - math.cos(math.pi*min(max(x, 0.0), 1.0)))/2
 
 # %% ../nbs/03_train.ipynb #d4ef5552
-def make_optimiser(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    "AdamW with decay on Linear weights and none on the rest."
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decay = [p for p in model.parameters() if id(p) in linear]
-    rest = [p for p in model.parameters() if id(p) not in linear]
+def make_optimiser(model: nn.Module, config: Config) -> torch.optim.Optimizer|Together:
+    "AdamW with decay on Linear weights and none on the rest; Muon for hidden matrices if the config says so."
     c = config.train
-    groups = [{'params': decay, 'weight_decay': c.weight_decay}, {'params': rest, 'weight_decay': 0.0}]
-    return torch.optim.AdamW(groups, lr=c.max_lr, betas=c.betas, fused=True)
+    if c.optimiser not in ('adamw', 'muon'):
+        raise ValueError(f'train.optimiser is adamw or muon, not {c.optimiser!r}')
+    matrices = hidden_matrices(model) if c.optimiser == 'muon' else []
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    others = [p for p in model.parameters() if id(p) not in {id(m) for m, _ in matrices}]
+    groups = [{'params': [p for p in others if id(p) in linear], 'weight_decay': c.weight_decay},
+              {'params': [p for p in others if id(p) not in linear], 'weight_decay': 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=c.max_lr, betas=c.betas, fused=True)
+    if not matrices: return adamw
+    return Together(adamw, Muon(matrices, lr=c.max_lr*c.muon_scale, scale=c.muon_scale))
 
 # %% ../nbs/03_train.ipynb #a538148e
 def pick_device(name: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', 'mps'
@@ -170,7 +176,7 @@ def train_step(state: State, # changed in place
     ) -> dict[str, float]: # loss and its parts, gradient norm, pulses
     "Follow the gradient of the mean loss over all events of `step`, of all processes."
     c, step = state.config.train, step if isinstance(step, Step) else whole_step(step)
-    for group in state.optimiser.param_groups: group['lr'] = lr*group.get('lr_factor', 1.0)
+    for group in state.optimiser.param_groups: group['lr'] = lr*group.get('scale', 1)
     state.optimiser.zero_grad()
     sums, row = 0.0, {}
     for k, (part, weight) in enumerate(zip(step.parts, step.weights)):

@@ -20,7 +20,7 @@ GENERATED = {'__init__.py', '_modidx.py'}          # not exported from a noteboo
 LAYERS = [
     {'config', 'angles', 'progress'},
     {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
-    {'simulate', 'preprocess', 'model'},
+    {'simulate', 'preprocess', 'model', 'optimise'},
     {'pulses'},
     {'batching'},
     {'train', 'infer'},
