@@ -234,10 +234,11 @@ def own_share(batches: list[tuple[int, np.ndarray]], # of one step: file number 
 def training_steps(source: TrainingEvents,
                    epoch: int, start: int = 0, # number of the batch to begin with
                    accumulate: int = 1, # batches a step
-                   rank: int = 0, ranks: int = 1 # this process, and how many there are
+                   rank: int = 0, ranks: int = 1, # this process, and how many there are
+                   plan: list|None = None # `source.plan(epoch)`, if it is there already
     ) -> Iterator[Step]:
     "The steps of an epoch from batch `start` on, as far as they are this process's."
-    plan = source.plan(epoch)
+    plan = plan or source.plan(epoch)
     planned = [plan[k:k + accumulate] for k in range(start, len(plan), accumulate)]
     own = [own_share(step, rank, ranks) for step in planned]
     reader = read_batches(source, (batch for batches, _ in own for batch in batches), epoch)

@@ -299,9 +299,10 @@ def fit(state: State, # changed in place
     "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
     c, team, log = state.config.train, state.team, RunLog(state, run, progress)
     with stop_requests() as asked:
-        while run_progress(state, batches := len(source.plan(state.epoch)), minutes) < 1:
+        while run_progress(state, batches := len(plan := source.plan(state.epoch)), minutes) < 1:
             set_precision(state)
-            steps = training_steps(source, state.epoch, state.batch, c.accumulate, team.rank, team.ranks)
+            steps = training_steps(source, state.epoch, state.batch, c.accumulate, team.rank, team.ranks,
+                                   plan)
             for step in prefetch(steps):
                 done = run_progress(state, batches, minutes)
                 if done >= 1: break
