@@ -60,6 +60,7 @@ ARMS = {
     'muon 0.02': ('deep', {'train.muon_scale': 40}),
     'muon 0.005': ('deep', {'train.muon_scale': 10}),
     'vector weight 0.3': ('deep', {'train.vector_weight': 0.3}),
+    'qk-norm, nearby': ('deep', {'model.qk_norm': True, 'model.features': 'nearby'}),
     'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
     # the published network with one idea
     'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 @dataclass(frozen=True)
 class ModelConfig:
     "The network: the numbers that fix the shape of every weight, and the switches of its forward pass."
-    features: str = 'published'    # numbers of a pulse: `published` (9), `centred` (13), `merged` (15)
+    features: str = 'published'    # of a pulse: `published` (9), `centred` (13), `merged`, `nearby` (15)
     width: int = 64                # D, size of a pulse's vector inside the encoder
     heads: int = 2                 # H, attention heads; D/H numbers each
     layers: int = 9                # L, encoder blocks
