@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 @dataclass(frozen=True)
 class ModelConfig:
     "The network: the numbers that fix the shape of every weight, and the switches of its forward pass."
-    features: str = 'published'    # numbers of a pulse: `published` (9), `centred` (13), `merged` (15)
+    features: str = 'published'    # of a pulse: `published` (9), `centred` (13), `merged`, `nearby` (15)
     width: int = 64                # D, size of a pulse's vector inside the encoder
     heads: int = 2                 # H, attention heads; D/H numbers each
     layers: int = 9                # L, encoder blocks
@@ -110,7 +110,7 @@ def tiny() -> Config: # half a million parameters
 # %% ../nbs/00d_config.ipynb #d8208b8a
 def deep() -> Config: # 1.3 million parameters, as many as `small`
     "The most accurate network for the same compute: `small` with the ideas of notebook 02 switched on."
-    model = ModelConfig(features='merged', pooling='attention', activation='gelu', rotary=True)
+    model = ModelConfig(features='nearby', pooling='attention', activation='gelu', rotary=True, qk_norm=True)
     return Config('deep', model, train=TrainConfig(max_lr=5e-4, batch_events=64, epochs=20, optimiser='muon'))
 
 # %% ../nbs/00d_config.ipynb #658c3ff6
