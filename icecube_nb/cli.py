@@ -95,11 +95,14 @@ class Train(DataOption, DeviceOption):
 
     def __call__(self) -> None:
         from icecube_nb.config import override, preset
-        from icecube_nb.preprocess import prepare
+        from icecube_nb.preprocess import load_packed, prepare
         from icecube_nb.progress import Progress
         from icecube_nb.train import pick_device, train
         config = override(preset(self.preset), settings_of(self.set))
-        prepared = prepare(self.found(), splits=('train',), progress=Progress('preparing, batches'))
+        prepared = prepare(self.found(), splits=('train',), on_bad_event='skip',
+                           progress=Progress('preparing, batches'))
+        faults = [f for p in prepared.train.values() for f in load_packed(p, check=False).bad_events.values()]
+        if faults: print(f'{len(faults):,} bad events are left out of training, the first: {faults[0]}')
         print(pick_device(self.device)[1], flush=True)
         state = train(prepared, self.run, config, self.minutes, self.device, Progress('training'))
         print(f'{state.step:,} steps, {state.events:,} events, {state.events/max(state.seconds, 1e-9):,.0f} '
@@ -111,7 +114,7 @@ class Predict(DataOption, DeviceOption):
     """Answer every test event of a data folder and write submission.csv.
 
     The rows are those of sample_submission.parquet, in its order. An event that cannot be answered (no
-    pulses) gets a fixed direction and is counted. A call that was stopped goes on where it stood."""
+    pulses, or bad ones) gets a fixed direction and is counted. A call that was stopped goes on."""
     run: Path                    # folder of a trained run
     out: Path = Path('submission.csv') # the file to write
     long_run: Path|None = None   # a run fine-tuned on long events: answers those
@@ -128,6 +131,8 @@ class Predict(DataOption, DeviceOption):
                        device=self.device, precision=self.precision, decode=self.decode,
                        answer=self.answer, batches=self.batches, progress=Progress('answering, events'))
         rest = f', {done.hopeless:,} of them without a usable answer' if done.hopeless else ''
+        for fault in done.bad[:10]: print(f'answered without its pulses: {fault}')
+        if len(done.bad) > 10: print(f'and {len(done.bad) - 10:,} more; `icecube-nb check` lists them')
         print(f'{done.events:,} events{rest}, in {done.out}')
 
 # %% ../nbs/07_cli.ipynb #67fef32e
