@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Check', 'settings_of', 'Train', 'Predict',
-           'Evaluate', 'Demo', 'demo_table', 'parse', 'main']
+           'Evaluate', 'Show', 'Demo', 'demo_table', 'parse', 'main']
 
 # %% ../nbs/07_cli.ipynb #3a3d070c
 import json
@@ -169,6 +169,25 @@ class Evaluate:
         print(format_table(score.table))
         print(f'mean angular error {score.mean:.4f} +- {score.mean_error:.4f} rad')
 
+# %% ../nbs/07_cli.ipynb #ef05e310
+@dataclass(kw_only=True)
+class Show(DataOption, DeviceOption):
+    """Draw one event as a web page to turn around: one file that needs no connection.
+
+    The true direction is drawn where it is known; with --run also the network's answer, and the cone that
+    holds the truth in 68 of 100 cases by the network's own word."""
+    event_id: Annotated[int, tyro.conf.Positional] # of a training or a test event
+    run: Path|None = None        # folder of a trained run, whose answer is drawn
+    submission: Path|None = None # .csv or .parquet of answers, one of which is drawn
+    out: Path|None = None        # the page to write (default: event_EVENT_ID.html)
+
+    def __call__(self) -> None:
+        from icecube_nb.show import write_page
+        data, out = self.found(), self.out or Path(f'event_{self.event_id}.html')
+        path, found, drawn = write_page(out, data, self.event_id, self.run, self.submission, self.device)
+        names = ' and '.join(arrow.name for arrow in drawn) or 'no direction'
+        print(f'{len(found.pulses):,} pulses, with {names}, in {path}: open it in a browser')
+
 # %% ../nbs/07_cli.ipynb #55ff6ec7
 @dataclass(kw_only=True)
 class Demo(DeviceOption):
@@ -234,8 +253,16 @@ def demo_table(data: Path, # the demo's data
     return format_table(table)
 
 # %% ../nbs/07_cli.ipynb #fff88fb8
-COMMANDS = {'demo': Demo, 'simulate': Simulate, 'check': Check, 'prepare': Prepare, 'train': Train, 'predict': Predict,
-            'evaluate': Evaluate}
+COMMANDS = {
+    'demo': Demo,
+    'simulate': Simulate,
+    'check': Check,
+    'prepare': Prepare,
+    'train': Train,
+    'predict': Predict,
+    'evaluate': Evaluate,
+    'show': Show,
+}
 
 def parse(arguments: Sequence[str]) -> object: # a command, ready to be called
     "Read the command line; SystemExit with the help text where it asks for it, or with what is wrong."

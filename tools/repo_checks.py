@@ -25,7 +25,7 @@ LAYERS = [
     {'batching'},
     {'train', 'infer'},
     {'stack'},
-    {'eda', 'kaggle'},
+    {'eda', 'kaggle', 'show'},
     {'cli'},
 ]
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
