@@ -21,7 +21,7 @@ LAYERS = [
     {'config', 'angles', 'progress'},
     {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
     {'simulate', 'preprocess', 'model', 'optimise'},
-    {'pulses', 'check'},
+    {'pulses', 'engines', 'check'},
     {'batching'},
     {'train', 'infer'},
     {'stack'},
