@@ -40,27 +40,38 @@ from icecube_nb.train import State, make_optimiser, new_state, train, unit_vecto
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
 FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed
 
+EARLIER = {'model.features': 'merged', 'model.qk_norm': False}
+
 # an arm is a preset and what differs from it
 ARMS = {
     'published': ('small', {}),
     'deep': ('deep', {}),
     # deep without one idea
-    'no-centring': ('deep', {'model.features': 'published'}),
-    'no-merging': ('deep', {'model.features': 'centred'}),
+    'no-centring': ('deep', {'model.features': 'published'}),       # neither merged nor nearby
+    'no-nearby': ('deep', {'model.features': 'merged'}),
+    'no-merging': ('deep', {'model.features': 'centred'}),          # nor nearby
     'no-attention-pooling': ('deep', {'model.pooling': 'mean'}),
     'no-rotary': ('deep', {'model.rotary': False}),
+    'no-qk-norm': ('deep', {'model.qk_norm': False}),
     'no-vector-head': ('deep', {'model.vector_head': False}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
-    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
-    # deep with one more
+    # deep with one more, or another rate
     'summary': ('deep', {'model.event_summary': True}),
-    'qk-norm': ('deep', {'model.qk_norm': True}),
-    'batch 128': ('deep', {'train.batch_events': 128}),
+    'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
+    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
     'lr 1e-3': ('deep', {'train.max_lr': 1e-3, 'train.muon_scale': 10}),   # Muon's rate as it was
     'muon 0.02': ('deep', {'train.muon_scale': 40}),
     'muon 0.005': ('deep', {'train.muon_scale': 10}),
-    'vector weight 0.3': ('deep', {'train.vector_weight': 0.3}),
-    'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
+    'batch 128': ('deep', {'train.batch_events': 128}),
+    # an earlier state: deep without nearby and query-key norm, and that without one idea
+    'earlier': ('deep', EARLIER),
+    'earlier, no-centring': ('deep', EARLIER | {'model.features': 'published'}),
+    'earlier, no-merging': ('deep', EARLIER | {'model.features': 'centred'}),
+    'earlier, no-attention-pooling': ('deep', EARLIER | {'model.pooling': 'mean'}),
+    'earlier, no-rotary': ('deep', EARLIER | {'model.rotary': False}),
+    'earlier, no-vector-head': ('deep', EARLIER | {'model.vector_head': False}),
+    'earlier, no-muon': ('deep', EARLIER | {'train.optimiser': 'adamw'}),
+    'earlier, summary': ('deep', EARLIER | {'model.event_summary': True}),
     # the published network with one idea
     'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,
                                        'train.batch_events': 64}),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import DataConfig
 from .preprocess import PackedBatch, load_packed
-from .pulses import merge_sensors, pulse_features, ranges, select_pulses, token_lengths
+from .pulses import choose_rows, pulse_features, ranges, select_pulses, token_lengths
 
 # %% ../nbs/01b_batching.ipynb #0f3136e2
 def batches_by_pulses(lengths: np.ndarray, # (E,) pulses of each event after thinning
@@ -103,10 +103,9 @@ def make_batch(packed: PackedBatch, # an open file
     "Gather `events`, merge and thin their pulses, compute the numbers of each pulse."
     lengths = packed.lengths[events]
     pulses = packed.pulses[ranges(packed.offsets[events], lengths)]              # (M, 3)
-    offsets, more = np.concatenate(([0], np.cumsum(lengths))), None
-    if feature_set == 'merged':
-        pulses, offsets, more = merge_sensors(pulses, offsets)
-        lengths = np.diff(offsets)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    pulses, offsets, more = choose_rows(pulses, offsets, sensors, feature_set)
+    lengths = np.diff(offsets)
     order = np.argsort(np.minimum(lengths, max_pulses), kind='stable')
     rows, events, lengths = ranges(offsets[:-1][order], lengths[order]), events[order], lengths[order]
     offsets = np.concatenate(([0], np.cumsum(lengths)))

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CONFIG_VERSION', 'ModelConfig', 'DataConfig', 'TrainConfig', 'Config', 'small', 'full', 'tiny', 'deep',
-           'long_sequence', 'preset', 'override', 'to_json', 'from_json', 'save_checkpoint', 'find_checkpoint',
-           'load_checkpoint', 'cache_folder']
+           'long_sequence', 'preset', 'override', 'to_json', 'from_json', 'check_files', 'save_checkpoint',
+           'find_checkpoint', 'load_checkpoint', 'cache_folder']
 
 # %% ../nbs/00d_config.ipynb #b8066bc9
-import json, os, shutil
+import hashlib, json, os, shutil
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 # %% ../nbs/00d_config.ipynb #7cceb14c
 @dataclass(frozen=True)
 class ModelConfig:
     "The network: the numbers that fix the shape of every weight, and the switches of its forward pass."
-    features: str = 'published'    # numbers of a pulse: `published` (9), `centred` (13), `merged` (15)
+    features: str = 'published'    # of a pulse: `published` (9), `centred` (13), `merged`, `nearby` (15)
     width: int = 64                # D, size of a pulse's vector inside the encoder
     heads: int = 2                 # H, attention heads; D/H numbers each
     layers: int = 9                # L, encoder blocks
@@ -110,7 +111,7 @@ def tiny() -> Config: # half a million parameters
 # %% ../nbs/00d_config.ipynb #d8208b8a
 def deep() -> Config: # 1.3 million parameters, as many as `small`
     "The most accurate network for the same compute: `small` with the ideas of notebook 02 switched on."
-    model = ModelConfig(features='merged', pooling='attention', activation='gelu', rotary=True)
+    model = ModelConfig(features='nearby', pooling='attention', activation='gelu', rotary=True, qk_norm=True)
     return Config('deep', model, train=TrainConfig(max_lr=5e-4, batch_events=64, epochs=20, optimiser='muon'))
 
 # %% ../nbs/00d_config.ipynb #658c3ff6
@@ -193,6 +194,24 @@ def _sync(path: Path) -> None:
     try: os.fsync(handle)
     finally: os.close(handle)
 
+# %% ../nbs/00d_config.ipynb #8fe1e9fb
+def _checksum(path: Path) -> str:
+    "BLAKE2 of a file's bytes, as 32 hexadecimal digits."
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+def check_files(folder: Path # a checkpoint folder
+    ) -> None:
+    "ValueError names the first file that is not as it was written; a folder without checksums passes."
+    path = folder/'checksums.json'
+    if not path.is_file(): return # the first checkpoints, and converted ones, have none
+    try: sums = dict(json.loads(path.read_bytes()))
+    except ValueError: raise ValueError(f'{path} is broken; copy it again or use an earlier step') from None
+    for name in sorted(sums):
+        if (folder/name).is_file() and _checksum(folder/name) != sums[name]:
+            raise ValueError(f'{folder/name} is not as it was written; copy it again or use an earlier step '
+                             '(remove the broken one)')
+
 # %% ../nbs/00d_config.ipynb #cb8a8ee6
 def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must not exist yet
                     config: Config, # settings of the run
@@ -205,16 +224,21 @@ def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must no
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; choose another run folder or remove it')
     part = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    for old in folder.parent.glob('.*.part'): shutil.rmtree(old, ignore_errors=True) # of a killed process
     try:
+        part.mkdir(parents=True)
         save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, part/'weights.safetensors')
         (part/'config.json').write_text(to_json(config))
         (part/'angle_bins.json').write_text(json.dumps(angle_bins))
         for name, content in (more or {}).items(): (part/name).write_bytes(content)
+        sums = {file.name: _checksum(file) for file in part.iterdir()}
+        (part/'checksums.json').write_text(json.dumps(sums, sort_keys=True))
         for file in part.iterdir(): _sync(file)
         part.rename(folder)
         _sync(folder.parent)
+    except (OSError, SafetensorError) as e:
+        raise OSError(f'{folder} cannot be written ({getattr(e, "strerror", None) or e}); free space or choose '
+                      'another folder') from None
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
@@ -238,6 +262,7 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     for name in ('config.json', 'angle_bins.json'):
         if not (folder/name).exists():
             raise ValueError(f'{folder} has no {name}; copy the whole checkpoint folder')
+    check_files(folder)
     config = from_json((folder/'config.json').read_text(), str(folder/'config.json'))
     try: weights = load_file(folder/'weights.safetensors')
     except Exception as e:

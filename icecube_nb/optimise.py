@@ -16,9 +16,13 @@ def orthogonalise(matrix: Tensor, # (..., m, n)
     "Roughly U V^T of the singular value decomposition U S V^T (coefficients of Keller Jordan's Muon)."
     x = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT                   # (..., m <= n)
     x = x/(x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        square = x @ x.mT                                                               # (..., m, m)
-        x = 3.4445*x + (-4.7750*square + 2.0315*square @ square) @ x
+    gram, whole = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)      # (..., m, m)
+    one = whole
+    for step in range(steps):
+        if step: gram = factor @ (factor @ gram)
+        factor = 3.4445*one - 4.7750*gram + 2.0315*(gram @ gram)
+        whole = factor @ whole
+    x = whole @ x                                                                       # (..., m, n)
     return x if matrix.shape[-2] <= matrix.shape[-1] else x.mT
 
 # %% ../nbs/02c_optimise.ipynb #cae81173

@@ -8,19 +8,21 @@ __all__ = ['Progress', 'in_notebook']
 # %% ../nbs/00e_progress.ipynb #cc1c5b91
 import sys
 import time
+from importlib.util import find_spec
 from typing import TextIO
-
-from fastprogress.fastprogress import progress_bar
 
 # %% ../nbs/00e_progress.ipynb #c42d3151
 class Progress:
     "Call it with (done, total, comment): a live bar in a notebook or terminal, plain lines elsewhere."
+    library = 'fastprogress' # of the live bar; not everywhere, so it is imported when a bar is drawn
+
     def __init__(self, label: str, # what is being done
                  every_seconds: float = 10.0, # between two plain lines
                  out: TextIO|None = None # where plain lines go; None: standard output, a live bar if possible
         ):
         self.label, self.every, self.out = label, every_seconds, out
-        self.live = out is None and (in_notebook() or sys.stdout.isatty())
+        shown = out is None and (in_notebook() or sys.stdout.isatty())
+        self.live = shown and find_spec(self.library) is not None
         self.bar, self.last, self.begin = None, -float('inf'), time.perf_counter()
 
     def __call__(self, done: int, total: int, comment: str = ''):
@@ -35,6 +37,7 @@ class Progress:
         "Move the bar."
         if total < 1: return
         if self.bar is None:
+            from fastprogress.fastprogress import progress_bar
             self.bar = progress_bar(range(total), total=total)
             self.bar.update(0)
         if self.bar.last_v is None: return # the bar was full already

@@ -21,15 +21,15 @@ LAYERS = [
     {'config', 'angles', 'progress'},
     {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
     {'simulate', 'preprocess', 'model', 'optimise'},
-    {'pulses'},
+    {'pulses', 'check'},
     {'batching'},
     {'train', 'infer'},
     {'stack'},
-    {'eda', 'kaggle'},
+    {'eda', 'kaggle', 'show'},
     {'cli'},
 ]
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-WITHOUT_TORCH = ['config', 'angles', 'detector', 'simulate', 'preprocess', 'eda', 'runs']
+WITHOUT_TORCH = ['config', 'angles', 'detector', 'simulate', 'preprocess', 'check', 'eda', 'runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110
