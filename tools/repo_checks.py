@@ -24,7 +24,7 @@ LAYERS = [
     {'pulses'},
     {'batching'},
     {'train', 'infer'},
-    {'stack'},
+    {'stack', 'ensemble', 'uncertainty', 'robustness'},
     {'eda', 'kaggle'},
     {'cli'},
 ]
