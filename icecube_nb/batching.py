@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import DataConfig
 from .preprocess import PackedBatch, load_packed
-from .pulses import pulse_features, ranges, select_pulses
+from .pulses import choose_rows, pulse_features, ranges, select_pulses, token_lengths
 
 # %% ../nbs/01b_batching.ipynb #0f3136e2
 def batches_by_pulses(lengths: np.ndarray, # (E,) pulses of each event after thinning
@@ -96,21 +96,25 @@ def subset_draws(key: int, # 0 to 2^63
 def make_batch(packed: PackedBatch, # an open file
                events: np.ndarray, # (B,) numbers of events in it
                sensors: np.ndarray, # (S, 6) of `detector.sensor_features`
-               feature_set: str, # 'published' or 'centred'
+               feature_set: str, # a key of `pulses.FEATURE_SETS`
                max_pulses: int, # longer events are thinned
                rng: np.random.Generator # draws the key of their subsets
     ) -> EventBatch: # events in the order of their length
-    "Gather `events`, thin the long ones, compute the numbers of each pulse."
+    "Gather `events`, merge and thin their pulses, compute the numbers of each pulse."
     lengths = packed.lengths[events]
-    order = np.argsort(np.minimum(lengths, max_pulses), kind='stable')
-    events, lengths = events[order], lengths[order]
     pulses = packed.pulses[ranges(packed.offsets[events], lengths)]              # (M, 3)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    pulses, offsets, more = choose_rows(pulses, offsets, sensors, feature_set)
+    lengths = np.diff(offsets)
+    order = np.argsort(np.minimum(lengths, max_pulses), kind='stable')
+    rows, events, lengths = ranges(offsets[:-1][order], lengths[order]), events[order], lengths[order]
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     if (lengths > max_pulses).any(): # sorted by what is kept, so not the last alone
         draws = subset_draws(rng.integers(1 << 63), events, lengths)
-        keep, offsets = select_pulses(pulses[:, 0] >= 0x8000, offsets, max_pulses, draws)
-        pulses = pulses[keep]                                                     # (N, 3)
-    features = pulse_features(pulses, offsets, sensors, feature_set)              # (N, F)
+        keep, offsets = select_pulses(pulses[rows, 0] >= 0x8000, offsets, max_pulses, draws)
+        rows = rows[keep]                                                         # (N,)
+    more = None if more is None else more[rows]
+    features = pulse_features(pulses[rows], offsets, sensors, feature_set, more)  # (N, F)
     return EventBatch(*map(torch.from_numpy, (features, offsets, packed.azimuth[events],
                                               packed.zenith[events], events.astype(np.int64))))
 
@@ -146,12 +150,13 @@ def read_ahead(files: list[str|Path] # to be asked for soon
 # %% ../nbs/01b_batching.ipynb #ea0ea337
 def file_batches(path: str|Path, # a packed file
                  data: DataConfig, batch_events: int,
-                 rng: np.random.Generator # shuffles
+                 rng: np.random.Generator, # shuffles
+                 feature_set: str = 'published' # a key of `pulses.FEATURE_SETS`
     ) -> list[np.ndarray]: # batches of event numbers, int32
     "The batches of one file, from the lengths of its events alone."
-    lengths = load_packed(path).lengths
-    usable = np.flatnonzero(lengths >= max(1, data.min_pulses)).astype(np.int32)
-    kept = np.minimum(lengths[usable], data.max_pulses)
+    packed = load_packed(path)
+    usable = np.flatnonzero(packed.lengths >= max(1, data.min_pulses)).astype(np.int32)
+    kept = token_lengths(packed.pulses, packed.offsets, feature_set)[usable].clip(max=data.max_pulses)
     return [usable[b] for b in group_by_length(kept, batch_events, rng, pulse_budget=data.pulse_budget)]
 
 # %% ../nbs/01b_batching.ipynb #392fe8f2
@@ -175,7 +180,8 @@ class TrainingEvents:
         batches = []
         for number, group in enumerate(self.groups(epoch)):
             mixed = [(f, events) for f in group for events in file_batches(
-                self.files[f], self.data, self.batch_events, np.random.default_rng([self.seed, 2, epoch, f]))]
+                self.files[f], self.data, self.batch_events, np.random.default_rng([self.seed, 2, epoch, f]),
+                self.feature_set)]
             shuffle = np.random.default_rng([self.seed, 3, epoch, number]).permutation(len(mixed))
             batches += [mixed[i] for i in shuffle]
         if not batches:
@@ -227,10 +233,11 @@ def own_share(batches: list[tuple[int, np.ndarray]], # of one step: file number 
 def training_steps(source: TrainingEvents,
                    epoch: int, start: int = 0, # number of the batch to begin with
                    accumulate: int = 1, # batches a step
-                   rank: int = 0, ranks: int = 1 # this process, and how many there are
+                   rank: int = 0, ranks: int = 1, # this process, and how many there are
+                   plan: list|None = None # `source.plan(epoch)`, if it is there already
     ) -> Iterator[Step]:
     "The steps of an epoch from batch `start` on, as far as they are this process's."
-    plan = source.plan(epoch)
+    plan = plan or source.plan(epoch)
     planned = [plan[k:k + accumulate] for k in range(start, len(plan), accumulate)]
     own = [own_share(step, rank, ranks) for step in planned]
     reader = read_batches(source, (batch for batches, _ in own for batch in batches), epoch)

@@ -243,6 +243,7 @@ class Prediction(NamedTuple):
     events: int
     hopeless: int          # events that got the fall-back
     by_long: int           # events that the long-sequence run answered
+    bad: tuple[str, ...]   # what is wrong with those of the hopeless whose pulses are bad
 
 def predict(data: str|Path, # competition-format folder with test files
             run: str|Path, # of the model
@@ -254,10 +255,13 @@ def predict(data: str|Path, # competition-format folder with test files
             batches: list[int]|None = None, # batch ids of either split, for a dump; None: all test batches
             progress: Callable[[int, int, str], None]|None = None # (events done, of how many, comment)
     ) -> Prediction:
-    "Answer all test events, batch by batch; a call that was stopped goes on where it stood."
+    """Answer all test events, batch by batch; a call that was stopped goes on where it stood.
+
+    An event without usable pulses gets a fixed direction and counts as hopeless."""
     out, data = Path(out), Path(data)
     who = [load_predictor(r, device, precision) for r in (run, long_run) if r is not None]
-    prepared = prepare(data, batches=batches, splits=('test',) if batches is None else ('train', 'test'))
+    prepared = prepare(data, batches=batches, splits=('test',) if batches is None else ('train', 'test'),
+                       on_bad_event='skip')
     files = prepared.test if batches is None else prepared.train | prepared.test
     if not files: raise ValueError(f'{data}/test_meta.parquet lists no batches; copy it again')
     folder = Path(dump) if dump else out.with_name(f'.{out.name}.parts')
@@ -267,7 +271,9 @@ def predict(data: str|Path, # competition-format folder with test files
     table = submission_table(list(answers.values()), sample if batches is None and sample.is_file() else None)
     with written_whole(out) as part: table.to_csv(part, index=False)
     if not dump: shutil.rmtree(folder, ignore_errors=True)
-    return Prediction(out, list(answers.values()) if dump else [], *counts)
+    bad = [load_packed(path, check=False).bad_events for path in files.values()]
+    return Prediction(out, list(answers.values()) if dump else [], *counts,
+                      tuple(fault for faults in bad for fault in faults.values()))
 
 # %% ../nbs/04_infer.ipynb #b40063d3
 def answer_files(files: dict[int, Path], # batch_id to packed file

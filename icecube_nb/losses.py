@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Bins', 'make_bins', 'smoothing_kernel', 'smoothed_targets', 'bin_loss', 'decode_bins', 'log_sinhc', 'vector_loss',
-           'decode_vector']
+           'decode_vector', 'angle_loss']
 
 # %% ../nbs/02b_losses.ipynb #d6f25531
 import math
@@ -124,3 +124,12 @@ def decode_vector(vector: Tensor # (B, 3)
     azimuth = torch.atan2(y, x) % (2*math.pi)
     azimuth = torch.where(azimuth >= 2*math.pi, torch.zeros_like(azimuth), azimuth) # -1e-20 % 2pi is 2pi
     return azimuth, zenith, vector.norm(dim=-1)
+
+# %% ../nbs/02b_losses.ipynb #5d42477d
+def angle_loss(vector: Tensor, # (B, 3), of any length
+               direction: Tensor # (B, 3) unit vectors, the truth
+    ) -> Tensor: # () rad, mean over events
+    "Mean angle between vectors and the truth."
+    vector = vector.float()
+    across = torch.linalg.cross(vector, direction).pow(2).sum(-1)               # (B,) squared
+    return torch.atan2((across + 1e-12).sqrt(), (vector*direction).sum(-1)).mean()

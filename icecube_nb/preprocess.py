@@ -8,17 +8,19 @@ __all__ = ['KAGGLE_FOLDERS', 'EXACT', 'COARSE_TIME_NS', 'CHARGE_UNIT_PE', 'LARGE
            'decode_charge', 'reading', 'open_parquet', 'to_numpy', 'writing', 'written_whole', 'meta_rows',
            'fingerprint', 'read_note', 'read_pieces', 'spill_meta', 'split_train_meta', 'AngleBins', 'FineHistogram',
            'check_angles', 'fit_angle_bins', 'check_ranges', 'whole_events', 'find_fault', 'time_order',
-           'encode_pulses', 'range_rows', 'read_batch', 'write_packed', 'PackedBatch', 'load_packed', 'Job',
-           'read_meta', 'to_float32', 'pack_batch', 'run_job', 'run_jobs', 'packed_folder', 'Prepared', 'open_prepared',
-           'plan_jobs', 'remove_leftovers', 'remove_stale', 'prepare', 'split_batches']
+           'encode_pulses', 'range_rows', 'Ranges', 'encode_events', 'pack_events', 'read_batch', 'checksum',
+           'write_packed', 'PackedBatch', 'load_packed', 'Job', 'read_meta', 'to_float32', 'bad_words', 'read_sound',
+           'pack_batch', 'run_job', 'run_jobs', 'packed_folder', 'Prepared', 'open_prepared', 'plan_jobs',
+           'remove_leftovers', 'remove_stale', 'locked', 'keep_angle_bins', 'prepare', 'split_batches']
 
 # %% ../nbs/01_preprocess.ipynb #2b634a41
-import hashlib, json, multiprocessing, os, time
+import hashlib, json, multiprocessing, os, time, zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +125,8 @@ def open_parquet(path: str|Path, # the file
     "Open a parquet file that must have these columns; FileNotFoundError or ValueError name file and mend."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; copy it there')
-    with reading(path): file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    with reading(path): file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False,
+                                             page_checksum_verification=True)
     schema = file.schema_arrow
     for name, kind in kinds.items():
         if name not in schema.names:
@@ -183,14 +186,15 @@ def meta_rows(piece: pa.RecordBatch, # of a meta file
     "A piece of a meta file as a structured array; null indices become an empty event (0, -1)."
     dtype = [(name, np.int64 if kind == 'an integer' else np.float64) for name, kind in kinds.items()]
     rows = np.empty(len(piece), dtype)
-    empty = piece['first_pulse_index'].is_null().to_numpy(zero_copy_only=False)
-    both = empty == piece['last_pulse_index'].is_null().to_numpy(zero_copy_only=False)
-    if not both.all():
+    first, last = (piece[name].is_null().to_numpy(zero_copy_only=False) if name in kinds else np.zeros(0)
+                   for name in ('first_pulse_index', 'last_pulse_index'))
+    if not (both := first == last).all():
         raise ValueError(f'{path} row {row + np.argmin(both)}: one pulse index is null and the other is not; '
                          'give both, or neither for an event without pulses')
     for name in kinds:
         column = piece[name]
         if name in ('first_pulse_index', 'last_pulse_index'): column = column.fill_null(-(name[0] == 'l'))
+        if name in ANGLES: column = column.cast(pa.float64()).fill_null(np.nan) # `check_angles` will see it
         rows[name] = to_numpy(column, name, path, row)
     return rows
 
@@ -275,7 +279,8 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
         for batch_id, path in files.items():
             rows = np.fromfile(spill[batch_id], dtype)
             table = pa.table({name: rows[name] for name in dtype.names})
-            with written_whole(path) as part: pq.write_table(table, part, use_dictionary=False)
+            with written_whole(path) as part: pq.write_table(table, part, use_dictionary=False,
+                                                             write_page_checksum=True)
             spill[batch_id].unlink()
     finally:
         for raw in spill.values(): raw.unlink(missing_ok=True)
@@ -342,55 +347,61 @@ class FineHistogram:
 # %% ../nbs/01_preprocess.ipynb #6abc9031
 def check_angles(rows: dict[str, np.ndarray], # azimuth and zenith, (B,) rad
                  path: Path, # for the error
-                 row: int # where they start in the file
+                 row: int, # where they start in the file
+                 bad: dict[int, str]|None = None # gets the place in `rows` and the fault; None: raise it
     ) -> None:
     "ValueError names the first row with an angle that is not finite or out of range."
     for name, largest in (('azimuth', 2*np.pi), ('zenith', np.pi)):
-        good = (rows[name] >= 0) & (rows[name] <= largest)
-        if not good.all():
-            at = int(np.argmin(good))
-            raise ValueError(f'{path} row {row + at}: {name} is {rows[name][at]}, must lie in 0 to '
-                             f'{largest:.5f} rad; correct it or leave the event out')
+        for at in np.flatnonzero(~((rows[name] >= 0) & (rows[name] <= largest))).tolist():
+            fault = (f'{path} row {row + at}: {name} is {rows[name][at]}, must lie in 0 to '
+                     f'{largest:.5f} rad; correct it or leave the event out')
+            if bad is None: raise ValueError(fault)
+            bad.setdefault(at, fault)
 
 # %% ../nbs/01_preprocess.ipynb #96125fda
 def fit_angle_bins(meta_path: str|Path, # train_meta.parquet
-                   n: int = 128 # bins of each angle
+                   n: int = 128, # bins of each angle
+                   skip: bool = False # leave out events whose angles are not in range
     ) -> AngleBins:
     "Equal-frequency bins over all events of a meta file, in one pass and bounded memory."
     path, row = Path(meta_path), 0
     file = open_parquet(path, ANGLES)
     azimuth, zenith = FineHistogram(2*np.pi), FineHistogram(np.pi)
     for piece in read_pieces(file, ANGLES, path, 1 << 20):
-        rows = {name: to_numpy(piece[name], name, path, row).astype(np.float64) for name in ANGLES}
-        check_angles(rows, path, row)
+        rows, bad = meta_rows(piece, ANGLES, path, row), {} if skip else None
+        check_angles(rows, path, row, bad)
+        if bad: rows = np.delete(rows, list(bad))
         azimuth.add(rows['azimuth']), zenith.add(rows['zenith'])
         row += len(piece)
-    if not row: raise ValueError(f'{path} has no rows to fit angle bins to; copy it again')
+    if not azimuth.counts.any(): raise ValueError(f'{path} has no rows to fit angle bins to; copy it again')
     return AngleBins(*azimuth.equal_frequency(n), *zenith.equal_frequency(n))
 
 # %% ../nbs/01_preprocess.ipynb #a1401d52
 def check_ranges(meta: dict[str, np.ndarray], # event_id, first_pulse_index, last_pulse_index, each (B,) int64
                  rows: int, # of the batch file
-                 path: Path # of the batch file, for errors
+                 path: Path, # of the batch file, for errors
+                 bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
     ) -> np.ndarray: # events that have pulses, in the order of the file
     "ValueError names the first event whose range is reversed, outside the file, or taken twice."
     ids, first, last = (meta[k] for k in ('event_id', 'first_pulse_index', 'last_pulse_index'))
-    bad = (first > last + 1) | (first < 0) | (last >= rows)
-    if bad.any():
-        b = int(np.argmax(bad))
-        raise ValueError(f'{path}: event {ids[b]} has the pulses {first[b]} to {last[b]} by the meta file, '
-                         f'but it has rows 0 to {rows - 1}; copy it again, or the meta file it belongs to')
+    def report(fault, *events):
+        if bad is None: raise ValueError(fault)
+        for b in events: bad.setdefault(int(b), fault)
+    for b in np.flatnonzero((first > last + 1) | (first < 0) | (last >= rows)):
+        report(f'{path}: event {ids[b]} has the pulses {first[b]} to {last[b]} by the meta file, '
+               f'but it has rows 0 to {rows - 1}; copy it again, or the meta file it belongs to', b)
     order = np.argsort(first, kind='stable')
-    order = order[last[order] >= first[order]]
-    overlap = first[order[1:]] <= last[order[:-1]]
-    if overlap.any():
-        a, b = order[np.argmax(overlap):][:2]
-        raise ValueError(f'{path}: by the meta file, row {first[b]} belongs to event {ids[a]} and to event '
-                         f'{ids[b]}; correct the pulse indices of one of them')
+    order = order[(last >= first)[order] & ~np.isin(order, list(bad or ()))]
+    highest = np.maximum.accumulate(last[order])
+    holder = np.maximum.accumulate(np.where(last[order] == highest, np.arange(len(order)), 0))
+    for k in np.flatnonzero(first[order[1:]] <= highest[:-1]):
+        a, b = order[holder[k]], order[k + 1]
+        report(f'{path}: by the meta file, row {first[b]} belongs to event {ids[a]} and to event {ids[b]}; '
+               'correct the pulse indices of one of them', a, b)
     unique, count = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
         raise ValueError(f'{path}: event {unique[np.argmax(count)]} is in the meta file twice; take one away')
-    return order
+    return order[~np.isin(order, list(bad or ()))]
 
 # %% ../nbs/01_preprocess.ipynb #6e4f1a7b
 def whole_events(pieces: Iterable[pa.RecordBatch], # of a batch file, in order
@@ -468,38 +479,92 @@ def range_rows(start: np.ndarray, # (B,) first row of each range
     "The row numbers of many ranges, one after the other."
     return np.repeat(start - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
 
+# %% ../nbs/01_preprocess.ipynb #2e37066d
+class Ranges(NamedTuple):
+    "Whose rows are whose in a batch file: B events that have pulses, in the order of the file."
+    path: Path
+    event_id: np.ndarray           # (B,) int64
+    first: np.ndarray              # (B,) int64, row of the first pulse
+    last: np.ndarray               # (B,) int64, row of the last pulse
+
+    @property
+    def lengths(self) -> np.ndarray: # (B,) int64
+        "Pulses of each event."
+        return self.last + 1 - self.first
+
+def encode_events(ranges: Ranges,
+                  b: int, stop: int, # the events b to stop - 1
+                  piece: pa.RecordBatch, # their rows
+                  sensors: int, # S, sensors in the geometry
+                  out: np.ndarray # (N, 3) uint16, is filled
+    ) -> np.ndarray: # (stop - b,) int64, time of each event's first pulse, ns
+    "Check and encode some events; ValueError names file, row, event and mend."
+    lengths, row, keep = ranges.lengths[b:stop], int(ranges.first[b]), None
+    if lengths.sum() < len(piece): keep = range_rows(ranges.first[b:stop] - row, lengths) # some are nobody's
+    pulses = {name: to_numpy(piece[name], name, ranges.path, row) for name in PULSES}
+    if keep is not None: pulses = {name: values[keep] for name, values in pulses.items()}
+    if fault := find_fault(pulses, ranges.event_id[b:stop], lengths, sensors):
+        at = row + (fault[0] if keep is None else keep[fault[0]])
+        event = ranges.event_id[np.searchsorted(ranges.last, at)]
+        raise ValueError(f'{ranges.path} row {at}, event {event}: {fault[1]}')
+    sort = time_order(pulses['time'], lengths)
+    if sort is not None: pulses = {name: values[sort] for name, values in pulses.items()}
+    return encode_pulses(pulses, lengths, out)
+
+# %% ../nbs/01_preprocess.ipynb #51637a21
+def pack_events(ranges: Ranges, b: int, stop: int, piece: pa.RecordBatch, sensors: int, out: np.ndarray,
+                bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
+    ) -> np.ndarray: # (stop - b,) int64, time of each event's first pulse, ns; 0 for a bad one
+    "As `encode_events`, but bad events may be noted in `bad`; their codes are of no meaning."
+    try: return encode_events(ranges, b, stop, piece, sensors, out)
+    except ValueError as fault:
+        if bad is None: raise
+        if stop == b + 1:
+            bad[b], out[:] = str(fault), 0
+            return np.zeros(1, np.int64)
+    half = (b + stop)//2
+    rows, codes = int(ranges.first[half] - ranges.first[b]), int(ranges.lengths[b:half].sum())
+    left = pack_events(ranges, b, half, piece.slice(0, rows), sensors, out[:codes], bad)
+    return np.r_[left, pack_events(ranges, half, stop, piece.slice(rows), sensors, out[codes:], bad)]
+
 # %% ../nbs/01_preprocess.ipynb #62cef867
 def read_batch(path: Path, # a batch file of pulses
                meta: dict[str, np.ndarray], # event_id, first_pulse_index, last_pulse_index, each (B,) int64
                sensors: int, # S, sensors in the geometry
-               piece_rows: int = 1 << 17 # pulses in memory at a time, besides the codes
+               piece_rows: int = 1 << 17, # pulses in memory at a time, besides the codes
+               bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]: # offsets, codes (N, 3), first time, rows left out
-    "Read, check and encode one batch file; errors name file, row, event and mend."
+    "Read, check and encode one batch file; a bad event has no pulses; errors name file, row, event and mend."
     file = open_parquet(path, PULSES)
-    rows = file.metadata.num_rows
-    order = check_ranges(meta, rows, path)
-    event_id, first = meta['event_id'][order], meta['first_pulse_index'][order]
-    end = meta['last_pulse_index'][order] + 1
-    start = np.r_[0, np.cumsum(end - first)] # where events begin in `codes`, in the file's order
+    rows, faults = file.metadata.num_rows, {}
+    order = check_ranges(meta, rows, path, bad)
+    ranges = Ranges(path, *(meta[k][order] for k in ('event_id', 'first_pulse_index', 'last_pulse_index')))
+    start = np.r_[0, np.cumsum(ranges.lengths)] # where events begin in `codes`, in the file's order
     codes, first_time = np.empty((start[-1], 3), np.uint16), np.zeros(len(meta['event_id']), np.int64)
-    for b, stop, piece in whole_events(read_pieces(file, PULSES, path, piece_rows), first, end):
-        lengths, row, keep = end[b:stop] - first[b:stop], int(first[b]), None
-        if lengths.sum() < len(piece): keep = range_rows(first[b:stop] - row, lengths) # the rest is nobody's
-        pulses = {name: to_numpy(piece[name], name, path, row) for name in PULSES}
-        if keep is not None: pulses = {name: values[keep] for name, values in pulses.items()}
-        if fault := find_fault(pulses, event_id[b:stop], lengths, sensors):
-            at = fault[0] if keep is None else keep[fault[0]]
-            event = event_id[np.searchsorted(end, row + at, 'right')]
-            raise ValueError(f'{path} row {row + at}, event {event}: {fault[1]}')
-        sort = time_order(pulses['time'], lengths)
-        if sort is not None: pulses = {name: values[sort] for name, values in pulses.items()}
-        first_time[order[b:stop]] = encode_pulses(pulses, lengths, codes[start[b]:start[stop]])
+    pieces, done = read_pieces(file, PULSES, path, piece_rows), 0
+    for b, stop, piece in whole_events(pieces, ranges.first, ranges.last + 1):
+        out, done = codes[start[b]:start[stop]], stop
+        first_time[order[b:stop]] = pack_events(ranges, b, stop, piece, sensors, out,
+                                                None if bad is None else faults)
+    if done < len(order): raise ValueError(f'{path} ends before its {rows:,} rows are read; copy it again')
+    if bad is not None: bad |= {int(order[b]): fault for b, fault in faults.items()}
     lengths = np.maximum(meta['last_pulse_index'] + 1 - meta['first_pulse_index'], 0)
-    if (order[1:] < order[:-1]).any():
+    lengths[list(bad or ())] = 0
+    if bad or (order[1:] < order[:-1]).any():
         begin = np.zeros_like(lengths)
         begin[order] = start[:-1]
         codes = codes[range_rows(begin, lengths)]
     return np.r_[0, np.cumsum(lengths)], codes, first_time, int(rows - start[-1])
+
+# %% ../nbs/01_preprocess.ipynb #292791fd
+def checksum(about: dict[str, str], # what else the header says
+             arrays: Iterable[np.ndarray] # the columns
+    ) -> str: # 8 hexadecimal digits
+    "CRC-32 of a header and its columns."
+    about = {key: value for key, value in about.items() if key != 'checksum'}
+    crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    for array in arrays: crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
+    return f'{crc:08x}'
 
 # %% ../nbs/01_preprocess.ipynb #1c12d1e2
 PACKED = {'event_id': pa.int64(), 'azimuth': pa.float32(), 'zenith': pa.float32(),
@@ -517,7 +582,9 @@ def write_packed(path: Path, # the file to be made
     triples = pa.FixedSizeListArray.from_arrays(pa.array(pulses.reshape(-1)), 3)
     columns = [pa.array(event_id), pa.array(azimuth, pa.float32()), pa.array(zenith, pa.float32()),
                pa.array(first_time_ns), pa.LargeListArray.from_arrays(pa.array(offsets), triples)]
-    schema = pa.schema(PACKED, {'icecube_nb': VERSION, **about})
+    about = {'icecube_nb': VERSION, **about}
+    about['checksum'] = checksum(about, [c.to_numpy() for c in columns[:4]] + [offsets, pulses])
+    schema = pa.schema(PACKED, about)
     batch = pa.RecordBatch.from_arrays(columns, schema=schema)
     with written_whole(path) as part, pa.OSFile(str(part), 'wb') as sink:
         with pa.ipc.new_file(sink, schema) as writer: writer.write_batch(batch)
@@ -534,7 +601,7 @@ class PackedBatch:
     first_time_ns: np.ndarray      # (B,) int64, time of the first pulse; 0 for an event without pulses
     offsets: np.ndarray            # (B+1,) int64, event b owns pulses[offsets[b]:offsets[b+1]]
     pulses: np.ndarray             # (N, 3) uint16: sensor | auxiliary << 15, time code, charge code
-    about: dict[str, str]          # fingerprint, split, source, rows_left_out
+    about: dict[str, str]          # fingerprint, split, source, rows_left_out, bad_events, checksum
 
     def __len__(self) -> int:
         "B, the number of events."
@@ -545,33 +612,55 @@ class PackedBatch:
         "Pulses of each event."
         return np.diff(self.offsets)
 
+    @property
+    def bad_events(self) -> dict[int, str]:
+        "The events that were left without pulses, by event_id, and what is wrong with each."
+        return {int(event): fault for event, fault in json.loads(self.about.get('bad_events', '{}')).items()}
+
     def __reduce__(self):
         "Pickled as its path: another process maps the file itself."
         return load_packed, (self.path,)
 
+# %% ../nbs/01_preprocess.ipynb #269e4f15
+def _map_packed(path: Path) -> PackedBatch:
+    "Map a packed file and check its form."
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    about = {k.decode(): v.decode() for k, v in (file.schema.metadata or {}).items()}
+    if about.get('icecube_nb') != VERSION: raise ValueError(f'not of format version {VERSION}')
+    if not file.schema.equals(pa.schema(PACKED)): raise ValueError('its columns are others')
+    batch = file.get_batch(0)
+    batch.validate()
+    *columns, pulses = batch.columns
+    offsets = pulses.offsets.to_numpy()
+    codes = pulses.values.values.to_numpy().reshape(-1, 3)
+    if offsets[0] != 0 or offsets[-1] != len(codes) or (np.diff(offsets) < 0).any():
+        raise ValueError('its offsets do not fit its pulses')
+    arrays = [column.to_numpy() for column in columns]
+    return PackedBatch(path, int(about['batch_id']), *arrays, offsets, codes, about)
+
+@lru_cache(maxsize=4096)
+def _check_packed(path: Path, size: int, mtime_ns: int, inode: int) -> None:
+    "Check all bytes of a packed file; the later arguments tell one state of the file from another."
+    b = _map_packed(path)
+    found = checksum(b.about, [b.event_id, b.azimuth, b.zenith, b.first_time_ns, b.offsets, b.pulses])
+    if b.about.get('checksum') != found:
+        raise ValueError('its checksum is another: some bytes have changed')
+
 # %% ../nbs/01_preprocess.ipynb #80bb3a03
-def load_packed(path: str|Path # a file that `prepare` wrote
+def load_packed(path: str|Path, # a file that `prepare` wrote
+                check: bool = True # all its bytes, once a process, against the checksum
     ) -> PackedBatch:
-    "Map a packed file into memory, copying nothing; ValueError if it is truncated or something else."
+    "Map a packed file into memory, copying nothing; ValueError if it is truncated, changed or none."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; make it with `prepare`')
     try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        about = {k.decode(): v.decode() for k, v in (file.schema.metadata or {}).items()}
-        if about.get('icecube_nb') != VERSION: raise ValueError(f'not of format version {VERSION}')
-        if not file.schema.equals(pa.schema(PACKED)): raise ValueError('its columns are others')
-        batch = file.get_batch(0)
-        batch.validate()
-        *columns, pulses = batch.columns
-        offsets = pulses.offsets.to_numpy()
-        codes = pulses.values.values.to_numpy().reshape(-1, 3)
-        if offsets[0] != 0 or offsets[-1] != len(codes) or (np.diff(offsets) < 0).any():
-            raise ValueError('its offsets do not fit its pulses')
-        arrays = [column.to_numpy() for column in columns]
-        return PackedBatch(path, int(about['batch_id']), *arrays, offsets, codes, about)
-    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as e:
-        raise ValueError(f'{path} is not a whole packed batch ({str(e).splitlines()[0].rstrip(".")}); '
-                         'remove it and run `prepare` again') from None
+        info = path.stat()
+        if check: _check_packed(path, info.st_size, info.st_mtime_ns, info.st_ino)
+        return _map_packed(path)
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip('.')
+        raise ValueError(f'{path} is not a whole packed batch ({reason}); remove it and run `prepare` again'
+                         ) from None
 
 # %% ../nbs/01_preprocess.ipynb #572a3853
 class Job(NamedTuple):
@@ -582,6 +671,7 @@ class Job(NamedTuple):
     meta: Path                     # its meta rows, as `split_train_meta` writes them
     geometry: Path                 # sensor_geometry.csv of the prepared folder
     target: Path                   # the packed file
+    skip: bool = False             # leave bad events without pulses, instead of refusing the batch
 
 def read_meta(path: Path # a file that `split_train_meta` wrote
     ) -> dict[str, np.ndarray]: # column to (B,)
@@ -599,6 +689,31 @@ def to_float32(angle: np.ndarray, # (B,) rad, float64
     if float(limit) > largest: limit = np.nextafter(limit, np.float32(0))
     return np.minimum(angle.astype(np.float32), limit)
 
+# %% ../nbs/01_preprocess.ipynb #7f8c64bf
+def bad_words(bad: dict # event_id to fault
+    ) -> str: # '' if there are none
+    "How many bad events there are, and what is wrong with the first."
+    return f', {len(bad):,} bad events left without pulses, first {next(iter(bad.values()))}' if bad else ''
+
+# %% ../nbs/01_preprocess.ipynb #c92dbabd
+def read_sound(job: Job,
+               meta: dict[str, np.ndarray] # column to (B,); angles of bad events become NaN
+    ) -> tuple[tuple, dict[str, str]]: # of `read_batch`; event_id to fault
+    "Check and read; ValueError for a bad event, or if they are skipped for more than 10 and 10 % of them."
+    bad = {} if job.skip else None
+    if 'azimuth' in meta: check_angles(meta, job.meta, 0, bad)
+    batch = read_batch(job.source, meta, len(read_geometry(job.geometry)), bad=bad)
+    if not bad: return batch, {}
+    if len(bad) > max(10, len(meta['event_id'])/10):
+        raise ValueError(f'{job.source} has {len(bad):,} bad events, too many to go on without them; '
+                         f'the first: {bad[min(bad)]}')
+    for name in ANGLES.keys() & meta.keys():
+        meta[name] = meta[name].copy()
+        meta[name][list(bad)] = np.nan
+    names = {str(path): path.name for path in (job.source, job.meta)} # nothing packed tells its place
+    def short(fault): return next((fault.replace(p, n) for p, n in names.items() if p in fault), fault)
+    return batch, {str(meta['event_id'][b]): short(bad[b]) for b in sorted(bad)}
+
 # %% ../nbs/01_preprocess.ipynb #448d3dfe
 def pack_batch(job: Job
     ) -> str: # one line that says what was done
@@ -611,11 +726,12 @@ def pack_batch(job: Job
     made_of = fingerprint(job.split, job.source, job.geometry.read_bytes(),
                           *(name.encode() + values.tobytes() for name, values in meta.items()))
     try:
-        if load_packed(job.target).about['fingerprint'] == made_of: return f'{name}: unchanged'
+        old = load_packed(job.target, check=False) # its header alone: the rest is for whoever reads it
+        if (old.about['fingerprint'] == made_of and 'checksum' in old.about # the first files had none
+                and (job.skip or not old.bad_events)):
+            return f'{name}: unchanged{bad_words(old.bad_events)}'
     except (OSError, ValueError, KeyError): pass # none yet, or a broken one: make it
-    try:
-        if 'azimuth' in meta: check_angles(meta, job.meta, 0)
-        offsets, codes, first_time, left_out = read_batch(job.source, meta, len(read_geometry(job.geometry)))
+    try: (offsets, codes, first_time, left_out), bad = read_sound(job, meta)
     except ValueError:
         job.target.unlink(missing_ok=True)
         raise
@@ -623,10 +739,10 @@ def pack_batch(job: Job
     write_packed(job.target, meta['event_id'], to_float32(meta.get('azimuth', unknown), 2*np.pi),
                  to_float32(meta.get('zenith', unknown), np.pi), first_time, offsets, codes,
                  dict(fingerprint=made_of, batch_id=str(job.batch_id), split=job.split,
-                      source=job.source.name, rows_left_out=str(left_out)))
+                      source=job.source.name, bad_events=json.dumps(bad), rows_left_out=str(left_out)))
     rest = f', {left_out:,} rows belong to no event' if left_out else ''
     seconds = time.perf_counter() - began
-    return f'{name}: {len(first_time):,} events, {len(codes):,} pulses, {seconds:.1f} s{rest}'
+    return f'{name}: {len(first_time):,} events, {len(codes):,} pulses, {seconds:.1f} s{rest}{bad_words(bad)}'
 
 # %% ../nbs/01_preprocess.ipynb #a4818cdc
 def run_job(job: tuple # the fields of a `Job`
@@ -705,7 +821,8 @@ def open_prepared(folder: str|Path # a folder that `prepare` filled
 # %% ../nbs/01_preprocess.ipynb #936a907c
 def plan_jobs(data: Path, folder: Path, # competition files; prepared folder
               splits: tuple[str, ...], # `train`, `test`
-              batches: list[int]|None # which batch ids; None is all
+              batches: list[int]|None, # which batch ids; None is all
+              skip: bool = False # leave bad events without pulses
     ) -> list[Job]: # by split and batch_id
     "Split the meta files that are there; ValueError, FileNotFoundError if nothing is left to do."
     there = [s for s in splits if (data/f'{s}_meta.parquet').is_file()]
@@ -713,7 +830,7 @@ def plan_jobs(data: Path, folder: Path, # competition files; prepared folder
         names = ' or '.join(f'{split}_meta.parquet' for split in splits)
         raise FileNotFoundError(f'{data} has no {names}; name the folder that holds the competition files')
     geometry = folder/'sensor_geometry.csv'
-    jobs = [Job(s, b, data/s/f'batch_{b}.parquet', meta, geometry, folder/s/f'batch_{b}.arrow')
+    jobs = [Job(s, b, data/s/f'batch_{b}.parquet', meta, geometry, folder/s/f'batch_{b}.arrow', skip)
             for s in there for b, meta in split_train_meta(data/f'{s}_meta.parquet', folder/'meta').items()]
     known = {job.batch_id for job in jobs}
     if unknown := set(batches or ()) - known:
@@ -741,31 +858,64 @@ def remove_stale(folder: Path, # prepared folder
         for path in (folder/split).glob('batch_*.arrow'):
             if path not in targets: path.unlink()
 
+# %% ../nbs/01_preprocess.ipynb #4aac26ae
+@contextmanager
+def locked(folder: Path, # made if it is not there
+           progress: Callable[[int, int, str], None]|None = None # is told if there is a wait
+    ) -> Iterator[None]:
+    "One process at a time; on systems or file systems without such locks, as many as come."
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError): handle = None
+    try:
+        if handle is not None:
+            with suppress(OSError):
+                try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if progress: progress(0, 1, f'waiting for another process that prepares {folder}')
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None: os.close(handle)
+
+# %% ../nbs/01_preprocess.ipynb #306e4c92
+def keep_angle_bins(meta_path: Path, # train_meta.parquet
+                    folder: Path, # prepared folder
+                    skip: bool = False # leave out events whose angles are not in range
+    ) -> None:
+    "Fit the angle bins and write them to the folder, unless that is done."
+    path, made_of = folder/'angle_bins_128.json', fingerprint(meta_path)
+    if read_note(path).get('fingerprint') == made_of: return
+    found = fit_angle_bins(meta_path, skip=skip).to_dict()
+    with written_whole(path) as part: part.write_text(json.dumps(found | {'fingerprint': made_of}))
+
 # %% ../nbs/01_preprocess.ipynb #1f132827
 def prepare(data: str|Path, # competition files
             cache: str|Path|None = None, # prepared folder; None is `packed_folder(data)`
             batches: Iterable[int]|None = None, # batch ids of either split; None is all
             splits: tuple[str, ...] = ('train', 'test'), # those without a meta file are passed over
             workers: int|None = None, # processes, see `run_jobs`
-            progress: Callable[[int, int, str], None]|None = None # called with jobs done, all jobs, a line
+            progress: Callable[[int, int, str], None]|None = None, # called with jobs done, all jobs, a line
+            on_bad_event: str = 'error' # or `skip`: leave it without pulses and note it in the packed file
     ) -> Prepared: # with the batches asked for
     "Check, split, bin and pack a data folder, as far as that is not done yet; errors as in `pack_batch`."
-    data = Path(data)
+    data, skip = Path(data), on_bad_event == 'skip'
+    if on_bad_event not in ('error', 'skip'):
+        raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
     if len(read_geometry(data/'sensor_geometry.csv')) > 1 << 15: # also raises for a bad one
         raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
     folder = Path(cache) if cache else packed_folder(data)
-    remove_leftovers(folder)
-    geometry, sensors = folder/'sensor_geometry.csv', (data/'sensor_geometry.csv').read_bytes()
-    if not geometry.is_file() or geometry.read_bytes() != sensors:
-        with written_whole(geometry) as part: part.write_bytes(sensors)
-    jobs = plan_jobs(data, folder, splits, None if batches is None else list(batches))
-    if any(job.split == 'train' for job in jobs):
-        bins, made_of = folder/'angle_bins_128.json', fingerprint(data/'train_meta.parquet')
-        if read_note(bins).get('fingerprint') != made_of:
-            found = fit_angle_bins(data/'train_meta.parquet').to_dict()
-            with written_whole(bins) as part: part.write_text(json.dumps(found | {'fingerprint': made_of}))
-    if batches is None: remove_stale(folder, jobs)
-    run_jobs(jobs, workers, progress)
+    with locked(folder, progress):
+        remove_leftovers(folder)
+        geometry, sensors = folder/'sensor_geometry.csv', (data/'sensor_geometry.csv').read_bytes()
+        if not geometry.is_file() or geometry.read_bytes() != sensors:
+            with written_whole(geometry) as part: part.write_bytes(sensors)
+        jobs = plan_jobs(data, folder, splits, None if batches is None else list(batches), skip)
+        if any(job.split == 'train' for job in jobs): keep_angle_bins(data/'train_meta.parquet', folder, skip)
+        if batches is None: remove_stale(folder, jobs)
+        run_jobs(jobs, workers, progress)
     of_split = {s: {job.batch_id: job.target for job in jobs if job.split == s} for s in ('train', 'test')}
     return Prepared(folder, of_split['train'], of_split['test'], geometry)
 

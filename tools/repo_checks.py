@@ -19,9 +19,9 @@ GENERATED = {'__init__.py', '_modidx.py'}          # not exported from a noteboo
 # who may import whom: a module imports its own layer or lower ones, never a higher one
 LAYERS = [
     {'config', 'angles', 'progress'},
-    {'detector', 'attention', 'losses', 'evaluate'},
-    {'simulate', 'preprocess', 'model'},
-    {'pulses'},
+    {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
+    {'simulate', 'preprocess', 'model', 'optimise'},
+    {'pulses', 'check'},
     {'batching'},
     {'train', 'infer'},
     {'stack', 'ensemble', 'uncertainty', 'robustness'},
@@ -29,7 +29,7 @@ LAYERS = [
     {'cli'},
 ]
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-WITHOUT_TORCH = ['config', 'angles', 'detector', 'simulate', 'preprocess', 'eda']
+WITHOUT_TORCH = ['config', 'angles', 'detector', 'simulate', 'preprocess', 'check', 'eda', 'runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110
