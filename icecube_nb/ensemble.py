@@ -367,8 +367,8 @@ def unseen_spread(ensemble: Ensemble, table: Table, event_id: np.ndarray # (B,)
     features = spread_features(table, mean_error, difference, answer)
     return predicted(ensemble.spreads, features, event_id, ensemble.event_id, ensemble.config)
 
-# %% ../nbs/05a_ensemble.ipynb #3bd6dedc
-CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json')
+# %% ../nbs/05a_ensemble.ipynb #8f929611
+CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', 'checksums.json')
 
 def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_of: str) -> None:
     "Write the folder: a copy of each member, boosters, event ids, and last ensemble.json."
@@ -394,6 +394,7 @@ def copy_whole(source: Path, target: Path, names: tuple[str, ...]) -> None:
     "Copy files of a folder, each whole or not at all."
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
+        if name == 'checksums.json' and not (source/name).is_file(): continue   # converted checkpoints have none
         with written_whole(target/name) as part: shutil.copyfile(source/name, part)
 
 # %% ../nbs/05a_ensemble.ipynb #507bb8ec
