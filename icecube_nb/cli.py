@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Check', 'settings_of', 'Train', 'Runs', 'Predict',
-           'Evaluate', 'Export', 'Show', 'Demo', 'demo_table', 'parse', 'main']
+           'Stack', 'Ensemble', 'Evaluate', 'Export', 'Show', 'Demo', 'demo_table', 'parse', 'main']
 
 # %% ../nbs/07_cli.ipynb #3a3d070c
 import json
@@ -113,6 +113,7 @@ class Train(DataOption, DeviceOption):
     run: Path                    # folder for checkpoints and log; a run that is there is gone on with
     preset: str = 'tiny'         # the settings to start from
     minutes: float|None = None   # budget of time, which the learning rate's schedule is fitted to
+    batches: tuple[int, ...]|None = None # batch ids to use, the last one validates (default: all)
     set: tuple[str, ...] = ()    # settings to change, such as train.max_lr=1e-3 model.layers=6
     start_from: Path|None = None # a run, or a published .ckpt, whose network and weights to begin with
 
@@ -122,7 +123,7 @@ class Train(DataOption, DeviceOption):
         from icecube_nb.progress import Progress
         from icecube_nb.train import pick_device, train
         config = override(preset(self.preset), settings_of(self.set))
-        prepared = prepare(self.found(), splits=('train',), on_bad_event='skip',
+        prepared = prepare(self.found(), batches=self.batches, splits=('train',), on_bad_event='skip',
                            progress=Progress('preparing, batches'))
         faults = [f for p in prepared.train.values() for f in load_packed(p, check=False).bad_events.values()]
         if faults: print(f'{len(faults):,} bad events are left out of training, the first: {faults[0]}')
@@ -148,9 +149,10 @@ class Runs:
 class Predict(DataOption, DeviceOption):
     """Answer every test event of a data folder and write submission.csv.
 
-    The rows are those of sample_submission.parquet, in its order. An event that cannot be answered (no
+    The rows are those of sample_submission.parquet, in its order. A run of `icecube-nb ensemble` gives its
+    combined answer, and a .parquet with uncertainties beside the .csv. An event that cannot be answered (no
     pulses, or bad ones) gets a fixed direction and is counted. A call that was stopped goes on."""
-    run: Path                    # folder of a trained run
+    run: Path                    # folder of a trained run, or of an ensemble
     out: Path = Path('submission.csv') # the file to write
     long_run: Path|None = None   # a run fine-tuned on long events: answers those
     dump: Path|None = None       # folder that keeps logits and pooled vectors, for a stack
@@ -163,13 +165,65 @@ class Predict(DataOption, DeviceOption):
     def __call__(self) -> None:
         from icecube_nb.infer import predict
         from icecube_nb.progress import Progress
-        done = predict(self.found(), self.run, self.out, long_run=self.long_run, dump=self.dump,
-                       device=self.device, precision=self.precision, decode=self.decode,
-                       answer=self.answer, engine=self.engine, batches=self.batches, progress=Progress('answering, events'))
+        options = dict(dump=self.dump, device=self.device, precision=self.precision, batches=self.batches,
+                       progress=Progress('answering, events'))
+        if (self.run/'ensemble.json').is_file():
+            from icecube_nb.ensemble import predict_ensemble
+            done = predict_ensemble(self.found(), self.run, self.out, **options)
+        else: done = predict(self.found(), self.run, self.out, long_run=self.long_run, decode=self.decode,
+                             answer=self.answer, engine=self.engine, **options)
         rest = f', {done.hopeless:,} of them without a usable answer' if done.hopeless else ''
         for fault in done.bad[:10]: print(f'answered without its pulses: {fault}')
         if len(done.bad) > 10: print(f'and {len(done.bad) - 10:,} more; `icecube-nb check` lists them')
         print(f'{done.events:,} events{rest}, in {done.out}')
+
+# %% ../nbs/07_cli.ipynb #c0115a01
+@dataclass(kw_only=True)
+class Stack(DeviceOption):
+    """Train a second network on the dumped outputs of the first.
+
+    The dump must be of batches that the first network did not learn from: make it with
+    `predict --run RUN --dump FOLDER --batches ...`, and train the network with `train --batches ...`. A call
+    that was stopped goes on where it stood."""
+    dump: Path                   # folder of `predict --dump`
+    out: Path                    # folder to make
+    batches: tuple[int, ...]|None = None # batch ids of the dump to learn from (default: all)
+    preset: str = 'compact'      # compact (small encoders), published
+    epochs: int|None = None      # passes over the dump (default: the preset's)
+
+    def __call__(self) -> None:
+        from dataclasses import replace
+        from icecube_nb.progress import Progress
+        from icecube_nb.stack import STACKS, fit_stack, open_dump, usable_rows
+        if self.preset not in STACKS:
+            raise ValueError(f'no stack preset {self.preset!r}; choose one of {", ".join(STACKS)}')
+        config = STACKS[self.preset]()
+        if self.epochs: config = replace(config, epochs=self.epochs)
+        dump = open_dump(self.dump, self.batches, config.inputs)
+        fit_stack(dump, self.out, config, self.device, Progress('stacking, batches'))
+        print(f'a stack that learned from {len(usable_rows(dump)):,} events is in {self.out}')
+
+# %% ../nbs/07_cli.ipynb #c0115a02
+@dataclass(kw_only=True)
+class Ensemble:
+    """Learn which answer of which network to trust, and how far.
+
+    Give one dump and one stack for each run, in the same order, of batches that neither runs nor stacks
+    learned from. The folder made holds copies of all it needs; `predict --run` takes it."""
+    runs: tuple[Path, ...]       # folders of trained runs
+    dumps: tuple[Path, ...]      # their dumps
+    out: Path                    # folder to make
+    stacks: tuple[Path, ...]|None = None # their stacks, if there are any
+    long_runs: tuple[Path, ...]|None = None # their runs for long events, if there are any
+    batches: tuple[int, ...]|None = None # batch ids of the dumps to learn from (default: all)
+
+    def __call__(self) -> None:
+        from icecube_nb.ensemble import fit_ensemble
+        from icecube_nb.progress import Progress
+        made = fit_ensemble(self.runs, self.dumps, self.out, self.stacks, self.long_runs, self.batches,
+                            progress=Progress('boosting, boosters'))
+        print(f'{len(made.names)} candidates an event, weighed at a temperature of {made.temperature} rad; '
+              f'fitted to {len(made.event_id):,} events, in {self.out}')
 
 # %% ../nbs/07_cli.ipynb #67fef32e
 @dataclass(kw_only=True)
@@ -289,6 +343,8 @@ COMMANDS = {
     'train': Train,
     'runs': Runs,
     'predict': Predict,
+    'stack': Stack,
+    'ensemble': Ensemble,
     'export': Export,
     'evaluate': Evaluate,
     'show': Show,

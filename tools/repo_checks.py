@@ -24,7 +24,7 @@ LAYERS = [
     {'pulses', 'engines', 'check'},
     {'batching'},
     {'train', 'infer'},
-    {'stack'},
+    {'stack', 'ensemble', 'uncertainty', 'robustness'},
     {'eda', 'kaggle', 'show'},
     {'cli'},
 ]
