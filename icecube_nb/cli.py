@@ -361,7 +361,7 @@ def parse(arguments: Sequence[str]) -> object: # a command, ready to be called
 
 # %% ../nbs/07_cli.ipynb #2c85f91d
 def main(arguments: Sequence[str]|None = None # None: those of the process
-    ) -> int: # exit status: 0, 2 for a fault outside the program, 130 for Ctrl-C; of `check` its own
+    ) -> int: # exit status: 0, 2 for a fault outside the program, 130 for Ctrl-C; or the command's own
     "Run one command."
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = parse(words)
