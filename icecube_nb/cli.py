@@ -75,7 +75,7 @@ class Prepare(DataOption):
 # %% ../nbs/07_cli.ipynb #8b5688b0
 @dataclass(kw_only=True)
 class Check:
-    """Read a whole competition folder and list every fault with file, row and event; nothing is written to it.
+    """Read a whole competition folder and list every fault with file, row and event; nothing is written.
 
     Exit status: 0 no faults, 1 single bad events (training leaves them out, predict answers them with a fixed
     direction), 2 structural faults."""
@@ -107,8 +107,8 @@ def settings_of(words: Sequence[str], # like 'train.max_lr=1e-3'
 class Train(DataOption, DeviceOption):
     """Train a network on packed events, preparing them first where needed.
 
-    Ctrl-C stops it; the same command goes on from the last checkpoint. Presets: deep (the most accurate for its
-    compute), tiny (quick), small and full (the published ones), long_sequence (fine-tuning on long events,
+    Ctrl-C stops it; the same command goes on from the last checkpoint. Presets: deep (the most accurate for
+    its compute), tiny (quick), small and full (the published ones), long_sequence (fine-tuning on long events,
     with --start-from). On many GPUs: torchrun --nproc-per-node N -m icecube_nb.train RUN --preset NAME."""
     run: Path                    # folder for checkpoints and log; a run that is there is gone on with
     preset: str = 'tiny'         # the settings to start from
@@ -141,7 +141,8 @@ class Runs:
 
     def __call__(self) -> None:
         from icecube_nb.runs import format_runs, list_runs
-        if not self.folder.is_dir(): raise FileNotFoundError(f'{self.folder} is not a folder; name one with runs')
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f'{self.folder} is not a folder; name one with runs')
         print(format_runs(list_runs(self.folder), self.folder))
 
 # %% ../nbs/07_cli.ipynb #66c28f76
@@ -279,7 +280,7 @@ class Demo(DeviceOption):
     submission in the folder `out`. Called again, it goes on with what is not done."""
     minutes: float = 5.0         # of training
     out: Path = Path('runs/demo') # folder for the run, submission.csv and demo.csv
-    preset: str = 'tiny'         # the settings to train with
+    preset: str = 'deep'         # the settings to train with
     batches: int = 8             # training batch files; the last one validates
     events_per_batch: int = 15_000 # events in each
     test_events: int = 5_000     # held-out test events

@@ -66,7 +66,7 @@ def export_run(run: str|Path # run folder, or one of its checkpoints
 def load_predictor(run: str|Path, # run folder, or one of its checkpoints
                    device: str = 'auto', # or 'cpu', 'cuda', ...
                    precision: str = 'auto', # `fp32`, `fp16`, `bf16`; `auto`: as the run was trained
-                   engine: str = 'torch' # or `onnxruntime`, `openvino`: run what `export_run` wrote, on the CPU
+                   engine: str = 'torch' # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
     ) -> Predictor:
     "Load the last checkpoint of a run; errors as in `config.load_checkpoint` and `model.load_weights`."
     folder = find_checkpoint(run)
