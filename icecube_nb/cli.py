@@ -75,7 +75,7 @@ class Prepare(DataOption):
 # %% ../nbs/07_cli.ipynb #8b5688b0
 @dataclass(kw_only=True)
 class Check:
-    """Read a whole competition folder and list every fault with file, row and event; nothing is written to it.
+    """Read a whole competition folder and list every fault with file, row and event; it is only read.
 
     Exit status: 0 no faults, 1 single bad events (training leaves them out, predict answers them with a fixed
     direction), 2 structural faults."""

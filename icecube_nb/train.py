@@ -273,8 +273,8 @@ def resume_state(run: Path, # run folder
     load_weights(state.answering, {k: torch.from_numpy(v) for k, v in weights.items()})
     try: saved = torch.load(folder/'state.pt', map_location=state.device, weights_only=True)
     except Exception as e:
-        raise ValueError(f'{folder/"state.pt"} is broken ({type(e).__name__}); remove that folder to go on from the one '
-                         'before') from None
+        raise ValueError(f'{folder/"state.pt"} is broken ({type(e).__name__}); remove that folder to go on '
+                         'from the one before') from None
     if state.average is not None: load_weights(state.model, saved['model'])
     state.optimiser.load_state_dict(saved['optimiser'])
     for k, v in saved['counters'].items(): setattr(state, k, v)
