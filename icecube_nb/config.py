@@ -237,8 +237,9 @@ def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must no
         part.rename(folder)
         _sync(folder.parent)
     except (OSError, SafetensorError) as e:
-        raise OSError(f'{folder} cannot be written ({getattr(e, "strerror", None) or e}); free space or '
-                      'choose another folder') from None
+        reason = getattr(e, 'strerror', None) or e
+        raise OSError(f'{folder} cannot be written ({reason}); free space or choose '
+                      'another folder') from None
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
