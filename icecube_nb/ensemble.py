@@ -394,7 +394,7 @@ def copy_whole(source: Path, target: Path, names: tuple[str, ...]) -> None:
     "Copy files of a folder, each whole or not at all."
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if name == 'checksums.json' and not (source/name).is_file(): continue   # converted checkpoints have none
+        if name == 'checksums.json' and not (source/name).is_file(): continue   # converted ones have none
         with written_whole(target/name) as part: shutil.copyfile(source/name, part)
 
 # %% ../nbs/05a_ensemble.ipynb #507bb8ec
