@@ -274,14 +274,14 @@ class Show(DataOption, DeviceOption):
 # %% ../nbs/07_cli.ipynb #55ff6ec7
 @dataclass(kw_only=True)
 class Demo(DeviceOption):
-    """The whole path on simulated data: simulate, pack, train, predict, evaluate; minutes on two cores.
+    """The whole path on simulated data: simulate, pack, train, stack, ensemble, evaluate, in minutes.
 
     Its data stay in the cache folder ($ICECUBE_CACHE_DIR, default ~/.cache/icecube_nb), its run and
     submission in the folder `out`. Called again, it goes on with what is not done."""
     minutes: float = 5.0         # of training
     out: Path = Path('runs/demo') # folder for the run, submission.csv and demo.csv
     preset: str = 'deep'         # the settings to train with
-    batches: int = 8             # training batch files; the last one validates
+    batches: int = 8             # training batch files; the last two are for stack and ensemble
     events_per_batch: int = 15_000 # events in each
     test_events: int = 5_000     # held-out test events
 
@@ -291,11 +291,21 @@ class Demo(DeviceOption):
         began = time.monotonic()
         name = f'demo-v{VERSION}-{self.batches}x{self.events_per_batch}-{self.test_events}'
         data, run, submission = cache_folder()/name, self.out/'run', self.out/'submission.csv'
+        if self.batches < 4: raise ValueError(f'the demo needs 4 batches or more, not {self.batches}')
+        *learn, stack, ensemble = range(1, self.batches + 1)
+        held_out, answers = self.out/'held_out', self.out/'answers'
         steps = [Simulate(out=data, batches=self.batches, events_per_batch=self.events_per_batch,
                           test_events=self.test_events),
                  Prepare(data=data),
-                 Train(data=data, run=run, preset=self.preset, minutes=self.minutes, device=self.device),
-                 Predict(data=data, run=run, out=submission, dump=self.out/'answers', device=self.device)]
+                 Train(data=data, run=run, preset=self.preset, minutes=self.minutes, batches=tuple(learn),
+                       device=self.device),
+                 Predict(data=data, run=run, out=held_out/'heads.csv', dump=held_out, device=self.device,
+                         batches=(stack, ensemble)),
+                 Stack(dump=held_out, out=self.out/'stack', batches=(stack,), device=self.device),
+                 Ensemble(runs=(run,), dumps=(held_out,), stacks=(self.out/'stack',), batches=(ensemble,),
+                          out=self.out/'ensemble'),
+                 Predict(data=data, run=self.out/'ensemble', out=submission, dump=answers,
+                         device=self.device)]
         for number, step in enumerate(steps, 1):
             print(f'\n[{number}/{len(steps) + 1}] {type(step).__name__.lower()}', flush=True)
             step()
@@ -303,8 +313,8 @@ class Demo(DeviceOption):
               'held-out events, by pulses in the event', flush=True)
         print(demo_table(data, self.out))
         self.note(round(time.monotonic() - began))
-        print(f'\n{time.monotonic() - began:.0f} s in all. The run is in {run}, its answers in {submission}\n'
-              f'Next: icecube-nb predict --run {run} --data FOLDER, or open nbs/03_train.ipynb')
+        print(f'\n{time.monotonic() - began:.0f} s in all. The run is in {run}, the answers in {submission}\n'
+              f'Next: icecube-nb predict --run {self.out/"ensemble"} --data FOLDER, or nbs/03_train.ipynb')
 
     def note(self, seconds: int) -> None:
         "Write demo.json: what the table was made with."
@@ -323,14 +333,22 @@ def demo_table(data: Path, # the demo's data
     ) -> str: # aligned text
     "Errors of all methods on the demo's test events, by slice, with bootstrap errors."
     import pandas as pd
+    from icecube_nb.angles import angular_error
     from icecube_nb.evaluate import error_table, format_table
     from icecube_nb.infer import method_errors, read_answers
+    from icecube_nb.stack import load_stack, open_dump, stack_answers
     from icecube_nb.preprocess import load_packed, open_prepared, packed_folder, written_whole
     prepared = open_prepared(packed_folder(data))
     batch_id, path = next(iter(prepared.test.items()))
-    columns = read_answers(out/'answers'/f'answers_{batch_id}.arrow')
+    member = out/'answers'/'member_0'
+    columns, final = (read_answers(f/f'answers_{batch_id}.arrow') for f in (member, out/'answers'))
+    stacked = stack_answers(load_stack(out/'stack'), open_dump(member, [batch_id]))
     truth = pd.read_parquet(data/'test_truth.parquet')
     errors = method_errors(load_packed(path), columns, truth, prepared)
+    angles = truth.set_index('event_id').loc[columns['event_id'], ['azimuth', 'zenith']].to_numpy().T
+    for name, *said in (('stack', stacked['stack_azimuth'], stacked['stack_zenith']),
+                        ('ensembler', final['azimuth'], final['zenith'])):
+        errors[name] = angular_error(*angles, *said)
     table = error_table(errors, columns['pulses'])
     with written_whole(out/'demo.csv') as part: table.to_csv(part, index=False)
     return format_table(table)
