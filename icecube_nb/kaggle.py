@@ -258,7 +258,8 @@ SUBMISSION = '''
 
 Where does each neutrino come from? A transformer encoder reads the pulses of an event and answers with a
 direction. It was trained elsewhere; this notebook has its weights and code in a data set, and needs no
-internet and no installation. Add two inputs: the competition *IceCube - Neutrinos in Deep Ice*, and the bundle.
+internet and no installation. Add two inputs: the competition *IceCube - Neutrinos in Deep Ice*, and the
+bundle.
 ''' + OPENING + '''
 %% markdown
 All test events, one batch file in memory at a time. If time gets short, something cheaper answers the rest.
