@@ -874,6 +874,8 @@ def locked(folder: Path, # made if it is not there
     with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
+        if getattr(multiprocessing.current_process(), '_inheriting', False):
+            raise OSError # a worker that runs an unguarded script again must fail, not wait for its parent
         handle = os.open(folder, os.O_RDONLY)
     except (ImportError, OSError): handle = None
     try:
