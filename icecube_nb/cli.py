@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Check', 'settings_of', 'Train', 'Runs', 'Predict',
-           'Stack', 'Ensemble', 'Evaluate', 'Export', 'Show', 'Demo', 'demo_table', 'parse', 'main']
+           'Stack', 'Ensemble', 'Evaluate', 'Bundle', 'Export', 'Show', 'Demo', 'demo_table', 'parse', 'main']
 
 # %% ../nbs/07_cli.ipynb #3a3d070c
 import json
@@ -46,12 +46,15 @@ class Simulate:
     test_events: int = 2000      # events in the one test batch
     seed: int = 1                # of everything that is drawn
     workers: int = 2             # processes; the files do not depend on it
+    geometry: Path|None = None   # sensor_geometry.csv of another detector (default: IceCube's)
 
     def __call__(self) -> None:
+        from icecube_nb.detector import read_geometry
         from icecube_nb.progress import Progress
         from icecube_nb.simulate import write_dataset
+        geometry = None if self.geometry is None else read_geometry(self.geometry)
         folder = write_dataset(self.out, self.batches, self.events_per_batch, self.seed, self.test_events,
-                               workers=self.workers, progress=Progress('simulating, batches'))
+                               geometry, workers=self.workers, progress=Progress('simulating, batches'))
         print(f'{self.batches} x {self.events_per_batch:,} training and {self.test_events:,} test events '
               f'are in {folder}')
 
@@ -108,7 +111,7 @@ class Train(DataOption, DeviceOption):
     """Train a network on packed events, preparing them first where needed.
 
     Ctrl-C stops it; the same command goes on from the last checkpoint. Presets: deep (the most accurate for
-    its compute), tiny (quick), small and full (the published ones), long_sequence (fine-tuning on long events,
+    its compute), tiny (fast), small and full (the published ones), long_sequence (fine-tuning on long events,
     with --start-from). On many GPUs: torchrun --nproc-per-node N -m icecube_nb.train RUN --preset NAME."""
     run: Path                    # folder for checkpoints and log; a run that is there is gone on with
     preset: str = 'tiny'         # the settings to start from
@@ -239,6 +242,26 @@ class Evaluate:
         print(format_table(score.table))
         print(f'mean angular error {score.mean:.4f} +- {score.mean_error:.4f} rad')
 
+# %% ../nbs/07_cli.ipynb #b0bd1e01
+@dataclass(kw_only=True)
+class Bundle:
+    """Make the data set that a notebook on Kaggle needs: package, weights, check events and both notebooks.
+
+    Upload it with Kaggle's client: `kaggle datasets create -p bundle --dir-mode zip`, then import
+    submission.ipynb there, and add the data set and the competition as inputs."""
+    run: Path                    # folder of a trained run
+    out: Path = Path('bundle')   # folder to make; an earlier bundle is replaced
+    long_run: Path|None = None   # a run fine-tuned on long events: answers those
+    cheap_run: Path|None = None  # a smaller run, for when time is short (default: the line fit)
+    owner: str = 'YOUR-KAGGLE-NAME' # goes into dataset-metadata.json
+    name: str = 'icecube-nb-bundle' # of the data set on Kaggle
+
+    def __call__(self) -> None:
+        from icecube_nb.kaggle import bundle
+        made = bundle(self.run, self.out, self.long_run, self.cheap_run, self.owner, self.name)
+        listed = made.about['files'].values()
+        print(f'{len(listed)} files, {sum(size for size, _ in listed)/1e6:.1f} MB, in {self.out}')
+
 # %% ../nbs/07_cli.ipynb #8dca96dd
 @dataclass(kw_only=True)
 class Export:
@@ -366,6 +389,7 @@ COMMANDS = {
     'ensemble': Ensemble,
     'export': Export,
     'evaluate': Evaluate,
+    'bundle': Bundle,
     'show': Show,
 }
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'ANSWERS', 'SUMMARIES', 'Predictor', 'export_run', 'load_predictor', 'decoded',
-           'micro_batches', 'fill_rows', 'answer_events', 'fallback_direction', 'final_answer', 'answer_batch',
-           'write_answers', 'read_answers', 'answers_of', 'submission_table', 'Prediction', 'predict', 'answer_files',
-           'event_summaries', 'summaries_of', 'line_fit_packed', 'method_errors']
+           'micro_batches', 'fill_rows', 'answer_events', 'fallback_direction', 'final_answer', 'line_fit_packed',
+           'Deadline', 'answer_rest', 'answer_batch', 'write_answers', 'read_answers', 'answers_of', 'submission_table',
+           'Prediction', 'predict', 'answer_files', 'event_summaries', 'summaries_of', 'method_errors']
 
 # %% ../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
                   sensors: np.ndarray, # (S, 6)
                   decode: str = 'mean_vector', # of the classes; or `published`
                   dump: bool = False, # also the pooled vector, logits and 3-vector
-                  progress: Callable[[int], None]|None = None # called with events done
+                  progress: Callable[[int], None]|None = None, # called with events done
+                  stop: Callable[[int], bool]|None = None # asked with events done; True leaves the rest NaN
     ) -> dict[str, np.ndarray]: # name to (E,) or (E, n); NaN for an event without pulses
     "What the model says of `events`, in their order."
     place, columns, done = np.full(len(packed), -1), {}, 0
@@ -140,6 +142,7 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
     budget = PULSE_BUDGET['cpu' if torch_cpu else 'cuda']
     cast = PRECISION[predictor.precision] if predictor.engine == 'torch' else None
     for batch in prefetch(micro_batches(packed, events, predictor.config, sensors, budget)):
+        if stop and stop(done): break
         moved = batch.to(predictor.device)
         with torch.autocast(predictor.device.type, cast) if cast else nullcontext():
             output = predictor.model(moved.features, moved.offsets)
@@ -175,13 +178,62 @@ def final_answer(columns: dict[str, np.ndarray], # as `answer_events` gives them
     azimuth, zenith = (np.where(answered, a, f) for a, f in zip(angles, fallback))
     return {'azimuth': azimuth, 'zenith': zenith, 'answered': answered}
 
+# %% ../nbs/04_infer.ipynb #502d4b72
+def line_fit_packed(packed: PackedBatch, position_m: np.ndarray, # (S, 3)
+                    chunk: int = 10_000 # events at a time
+    ) -> np.ndarray: # (B, 3) unit vectors to where the neutrino comes from
+    "Line fit of the non-auxiliary pulses of each event of a packed file, in bounded memory."
+    time_ns, out = decode_time(), np.empty((len(packed), 3))
+    for start in range(0, len(packed), chunk):
+        stop = min(start + chunk, len(packed))
+        offsets = packed.offsets[start:stop + 1]
+        pulses = packed.pulses[offsets[0]:offsets[-1]]                                      # (N, 3)
+        out[start:stop] = line_fit(time_ns[pulses[:, 1]], position_m[pulses[:, 0] & 0x7fff],
+                                   offsets - offsets[0], (pulses[:, 0] >> 15) == 0)
+    return out
+
+# %% ../nbs/04_infer.ipynb #dead0a01
+@dataclass(frozen=True)
+class Deadline:
+    "A time by which all events must be answered, if need be by something cheaper."
+    at: float                      # on the clock of `time.monotonic`, s
+    cheap: Predictor|None = None   # a smaller run; None: the line fit
+    per_second: float = 10_000.0   # events that the cheaper one answers in a second
+
+    def short(self, left: int # events without an answer
+        ) -> bool:
+        "Does the cheaper one need all the time that is left?"
+        return time.monotonic() + left/self.per_second > self.at
+
+# %% ../nbs/04_infer.ipynb #dead0a02
+def answer_rest(columns: dict[str, np.ndarray], # of `answer_events`, changed where there is no answer yet
+                packed: PackedBatch, sensors: Callable[[Config], np.ndarray], # settings to (S, 6)
+                predictor: Predictor, # the run that did not come so far
+                deadline: Deadline|None, # None leaves all as it is
+                decode: str, answer: str
+    ) -> np.ndarray: # (B,) bool, answered here
+    "Answer what was left over when time was short, by the cheaper method."
+    if deadline is None: return np.zeros(len(packed), bool)
+    missing = ~np.isfinite(columns[f'{answer}_zenith']) & (packed.lengths > 0)
+    rest = np.flatnonzero(missing)
+    if deadline.cheap and len(rest):
+        said = answer_events(deadline.cheap, packed, rest, sensors(deadline.cheap.config), decode)
+        fill_rows(columns, said, rest, len(packed))
+    elif len(rest):
+        direction = line_fit_packed(packed, sensors(predictor.config)[:, :3].astype(float)*500)     # (B, 3)
+        angles = angles_from_direction(direction[rest])
+        said = {f'{answer}_{n}': a for n, a in zip(('azimuth', 'zenith'), angles)}
+        fill_rows(columns, said, rest, len(packed))
+    return missing
+
 # %% ../nbs/04_infer.ipynb #b928d7aa
 def answer_batch(packed: PackedBatch, sensors: Callable[[Config], np.ndarray], # settings to (S, 6)
                  predictor: Predictor,
                  long: Predictor|None = None, # answers the events that are as long as those it was trained on
                  decode: str = 'mean_vector', answer: str = 'classes', dump: bool = False,
-                 progress: Callable[[int], None]|None = None # called with events done
-    ) -> dict[str, np.ndarray]: # event_id, pulses, azimuth, zenith, answered, by_long, both heads' angles
+                 progress: Callable[[int], None]|None = None, # called with events done
+                 deadline: Deadline|None = None, after: int = 0 # its clock; events of the batches to come
+    ) -> dict[str, np.ndarray]: # event_id, pulses, azimuth, zenith, answered, by_..., both heads' angles
     "Answers to all events of one packed file, in its order."
     lengths = packed.lengths
     by_long = lengths >= long.config.data.min_pulses if long else np.zeros(len(packed), bool)
@@ -190,12 +242,15 @@ def answer_batch(packed: PackedBatch, sensors: Callable[[Config], np.ndarray], #
         events = np.flatnonzero(mask)
         if not len(events): continue
         report = (lambda done, before=before: progress(before + done)) if progress else None
-        said = answer_events(who, packed, events, sensors(who.config), decode, dump, report)
+        stop = (lambda n, left=len(packed) - before + after: deadline.short(left - n)) if deadline else None
+        said = answer_events(who, packed, events, sensors(who.config), decode, dump, report, stop)
         before += len(events)
         fill_rows(columns, said, events, len(packed))
     if not columns: columns = {f'{answer}_{n}': np.full(len(packed), np.nan) for n in ('azimuth', 'zenith')}
+    by_cheap = answer_rest(columns, packed, sensors, predictor, deadline, decode, answer)
     final = final_answer(columns, fallback_direction(predictor.bins), answer)
-    return {'event_id': packed.event_id, 'pulses': lengths, **final, 'by_long': by_long, **columns}
+    return {'event_id': packed.event_id, 'pulses': lengths, **final, 'by_long': by_long & ~by_cheap,
+            'by_cheap': by_cheap, **columns}
 
 # %% ../nbs/04_infer.ipynb #241b03e5
 def write_answers(path: Path, # the file to be made
@@ -261,6 +316,7 @@ class Prediction(NamedTuple):
     events: int
     hopeless: int          # events that got the fall-back
     by_long: int           # events that the long-sequence run answered
+    by_cheap: int          # events that were left when time was short
     bad: tuple[str, ...]   # what is wrong with those of the hopeless whose pulses are bad
 
 def predict(data: str|Path, # competition-format folder with test files
@@ -271,7 +327,8 @@ def predict(data: str|Path, # competition-format folder with test files
             device: str = 'auto', precision: str = 'auto', decode: str = 'mean_vector',
             answer: str = 'classes', engine: str = 'torch', # or `onnxruntime`, `openvino`: see `export_run`
             batches: list[int]|None = None, # batch ids of either split, for a dump; None: all test batches
-            progress: Callable[[int, int, str], None]|None = None # (events done, of how many, comment)
+            progress: Callable[[int, int, str], None]|None = None, # (events done, of how many, comment)
+            deadline: Deadline|None = None # after which a cheaper method answers
     ) -> Prediction:
     """Answer all test events, batch by batch; a call that was stopped goes on where it stood.
 
@@ -284,7 +341,7 @@ def predict(data: str|Path, # competition-format folder with test files
     if not files: raise ValueError(f'{data}/test_meta.parquet lists no batches; copy it again')
     folder = Path(dump) if dump else out.with_name(f'.{out.name}.parts')
     answers = {b: folder/f'answers_{b}.arrow' for b in files}
-    counts = answer_files(files, answers, who, prepared, decode, answer, bool(dump), progress)
+    counts = answer_files(files, answers, who, prepared, decode, answer, bool(dump), progress, deadline)
     sample = data/'sample_submission.parquet'
     table = submission_table(list(answers.values()), sample if batches is None and sample.is_file() else None)
     with written_whole(out) as part: table.to_csv(part, index=False)
@@ -298,26 +355,27 @@ def answer_files(files: dict[int, Path], # batch_id to packed file
                  answers: dict[int, Path], # batch_id to the file of answers to make
                  who: list[Predictor], # one, or one and another for long events
                  prepared: Prepared, decode: str, answer: str, dump: bool,
-                 progress: Callable[[int, int, str], None]|None
-    ) -> tuple[int, int, int]: # events, hopeless ones, answered by the second
+                 progress: Callable[[int, int, str], None]|None, deadline: Deadline|None = None
+    ) -> tuple[int, int, int, int]: # events, hopeless ones, answered by the second, by the cheaper one
     "Answer file after file; those that are done already are kept."
-    geometry, counts, before = read_geometry(prepared.geometry_path), np.zeros(3, int), 0
+    geometry, counts, before = read_geometry(prepared.geometry_path), np.zeros(4, int), 0
     position = geometry[['x', 'y', 'z']].to_numpy()
     features = lambda c: sensor_features(geometry, legacy_ice=c.data.legacy_ice, legacy_qe=c.data.legacy_qe)
     total = sum(len(load_packed(path)) for path in files.values())
     for batch_id, path in files.items():
         packed, target = load_packed(path), answers[batch_id]
         made_of = fingerprint(packed.about['fingerprint'], *(f'{p.made_of} {p.words}' for p in who), decode,
-                              answer, f'{dump} {SUMMARIES}' if dump else '')
+                              answer, 'by_cheap', f'{dump} {SUMMARIES}' if dump else '')
         report = (lambda n, b=before: progress(b + n, total, f'batch {batch_id}')) if progress else None
         if answers_of(target) != made_of:
             columns = answer_batch(packed, features, *who, decode=decode, answer=answer, dump=dump,
-                                   progress=report)
+                                   progress=report, deadline=deadline,
+                                   after=total - before - len(packed))
             if dump: columns |= event_summaries(packed, position) | {
                 'true_azimuth': packed.azimuth, 'true_zenith': packed.zenith}   # NaN in a test batch
             write_answers(target, columns, made_of)
-        done = read_answers(target, ['answered', 'by_long'])
-        counts += len(packed), (~done['answered']).sum(), done['by_long'].sum()
+        done = read_answers(target, ['answered', 'by_long', 'by_cheap'])
+        counts += len(packed), (~done['answered']).sum(), done['by_long'].sum(), done['by_cheap'].sum()
         before += len(packed)
         if progress: progress(before, total, f'batch {batch_id}')
     return tuple(int(n) for n in counts)
@@ -360,20 +418,6 @@ def summaries_of(pulses: np.ndarray, # (N, 3) uint16 as packed
               centre[:, 2], np.sqrt(total(share*((position - centre[event])**2).sum(-1))),
               total(auxiliary)/np.maximum(lengths, 1))
     return dict(zip(SUMMARIES, values))
-
-# %% ../nbs/04_infer.ipynb #502d4b72
-def line_fit_packed(packed: PackedBatch, position_m: np.ndarray, # (S, 3)
-                    chunk: int = 10_000 # events at a time
-    ) -> np.ndarray: # (B, 3) unit vectors to where the neutrino comes from
-    "Line fit of the non-auxiliary pulses of each event of a packed file, in bounded memory."
-    time_ns, out = decode_time(), np.empty((len(packed), 3))
-    for start in range(0, len(packed), chunk):
-        stop = min(start + chunk, len(packed))
-        offsets = packed.offsets[start:stop + 1]
-        pulses = packed.pulses[offsets[0]:offsets[-1]]                                      # (N, 3)
-        out[start:stop] = line_fit(time_ns[pulses[:, 1]], position_m[pulses[:, 0] & 0x7fff],
-                                   offsets - offsets[0], (pulses[:, 0] >> 15) == 0)
-    return out
 
 # %% ../nbs/04_infer.ipynb #14ec71d5
 def method_errors(packed: PackedBatch, # test events
