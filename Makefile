@@ -4,7 +4,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test export readme clean-nbs
+.PHONY: help setup demo test export readme clean-nbs bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(STAMP)  ## simulate, train and evaluate a small model: the whole path in
 
 test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="layers 01_preprocess" for some
 	@$(VENV)/bin/python tools/check.py $(ARGS)
+
+bench: $(STAMP)  ## measure each stage beside a padded reference, in one table; ARGS="--rounds 5"
+	@$(VENV)/bin/python bench/speed.py $(ARGS)
 
 export: $(STAMP)  ## write the package from the notebooks
 	@$(VENV)/bin/nbdev_export
