@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test torture export readme clean-nbs
 
+.PHONY: help setup demo test export readme clean-nbs bench
+
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -17,6 +19,9 @@ test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="la
 
 torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: an hour
 	@$(VENV)/bin/python tools/check.py 08_torture --flags slow --timeout 10800
+
+bench: $(STAMP)  ## measure each stage beside a padded reference, in one table; ARGS="--rounds 5"
+	@$(VENV)/bin/python bench/speed.py $(ARGS)
 
 export: $(STAMP)  ## write the package from the notebooks
 	@$(VENV)/bin/nbdev_export
