@@ -4,9 +4,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture export readme clean-nbs
-
-.PHONY: help setup demo test export readme clean-nbs bench
+.PHONY: help setup demo test torture bench export readme clean-nbs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
