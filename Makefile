@@ -4,6 +4,8 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
+.PHONY: help setup demo test torture export readme clean-nbs
+
 .PHONY: help setup demo test export readme clean-nbs bench
 
 help:  ## list the targets
@@ -14,6 +16,9 @@ demo: $(STAMP)  ## simulate, train and evaluate a small model: the whole path in
 
 test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="layers 01_preprocess" for some
 	@$(VENV)/bin/python tools/check.py $(ARGS)
+
+torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: an hour
+	@$(VENV)/bin/python tools/check.py 08_torture --flags slow --timeout 10800
 
 bench: $(STAMP)  ## measure each stage beside a padded reference, in one table; ARGS="--rounds 5"
 	@$(VENV)/bin/python bench/speed.py $(ARGS)

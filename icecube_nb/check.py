@@ -16,7 +16,7 @@ import pandas as pd
 
 from .detector import read_geometry
 from .preprocess import (INDICES, check_angles, open_parquet, read_batch, read_meta, read_pieces,
-                                   split_train_meta, to_numpy)
+                                   split_train_meta, to_numpy, too_many)
 
 # %% ../nbs/01c_check.ipynb #e7a043b3
 NOTE, EVENT, STRUCTURE = 0, 1, 2
@@ -69,6 +69,8 @@ def batch_faults(source: Path, # a batch file of pulses
         yield as_fault(STRUCTURE, str(e), source)
         return
     for b, text in sorted(bad.items()): yield as_fault(EVENT, text, source, int(meta['event_id'][b]))
+    if too_many(all_bad := len(bad.keys() | angles.keys()), len(meta['event_id'])):
+        yield structural(source, f'{all_bad:,} bad events, too many to go on without them')
     if left_out: yield Fault(NOTE, source, None, None, f'{left_out:,} rows belong to no event')
 
 # %% ../nbs/01c_check.ipynb #f207bfdc

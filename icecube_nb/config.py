@@ -237,7 +237,8 @@ def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must no
         part.rename(folder)
         _sync(folder.parent)
     except (OSError, SafetensorError) as e:
-        raise OSError(f'{folder} cannot be written ({getattr(e, "strerror", None) or e}); free space or choose '
+        reason = getattr(e, 'strerror', None) or e
+        raise OSError(f'{folder} cannot be written ({reason}); free space or choose '
                       'another folder') from None
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -271,6 +272,11 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     try: bins = json.loads((folder/'angle_bins.json').read_text())
     except json.JSONDecodeError:
         raise ValueError(f'{folder/"angle_bins.json"} is not JSON; copy it again') from None
+    for angle in ('azimuth', 'zenith'):
+        wanted, found = getattr(config.model, f'{angle}_bins'), bins.get(f'{angle}_centres')
+        if found is not None and len(found) != wanted:
+            raise ValueError(f'{folder/"angle_bins.json"} has {len(found)} bins of {angle}, but the network '
+                             f'has {wanted}; take the file that belongs to these weights')
     return config, weights, bins
 
 # %% ../nbs/00d_config.ipynb #b13c2b5b

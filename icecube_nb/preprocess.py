@@ -9,8 +9,8 @@ __all__ = ['KAGGLE_FOLDERS', 'EXACT', 'COARSE_TIME_NS', 'CHARGE_UNIT_PE', 'LARGE
            'fingerprint', 'read_note', 'read_pieces', 'spill_meta', 'split_train_meta', 'AngleBins', 'FineHistogram',
            'check_angles', 'fit_angle_bins', 'check_ranges', 'whole_events', 'find_fault', 'time_order',
            'encode_pulses', 'range_rows', 'Ranges', 'encode_events', 'pack_events', 'read_batch', 'checksum',
-           'write_packed', 'PackedBatch', 'load_packed', 'Job', 'read_meta', 'to_float32', 'bad_words', 'read_sound',
-           'pack_batch', 'run_job', 'run_jobs', 'packed_folder', 'Prepared', 'open_prepared', 'plan_jobs',
+           'write_packed', 'PackedBatch', 'load_packed', 'Job', 'read_meta', 'to_float32', 'bad_words', 'too_many',
+           'read_sound', 'pack_batch', 'run_job', 'run_jobs', 'packed_folder', 'Prepared', 'open_prepared', 'plan_jobs',
            'remove_leftovers', 'remove_stale', 'locked', 'keep_angle_bins', 'prepare', 'split_batches']
 
 # %% ../nbs/01_preprocess.ipynb #2b634a41
@@ -695,6 +695,13 @@ def bad_words(bad: dict # event_id to fault
     "How many bad events there are, and what is wrong with the first."
     return f', {len(bad):,} bad events left without pulses, first {next(iter(bad.values()))}' if bad else ''
 
+# %% ../nbs/01_preprocess.ipynb #56a0e705
+def too_many(bad: int, # bad events in a batch
+             events: int # all of them
+    ) -> bool:
+    "More than ten and more than a tenth: then the fault is the file's."
+    return bad > max(10, events/10)
+
 # %% ../nbs/01_preprocess.ipynb #c92dbabd
 def read_sound(job: Job,
                meta: dict[str, np.ndarray] # column to (B,); angles of bad events become NaN
@@ -704,7 +711,7 @@ def read_sound(job: Job,
     if 'azimuth' in meta: check_angles(meta, job.meta, 0, bad)
     batch = read_batch(job.source, meta, len(read_geometry(job.geometry)), bad=bad)
     if not bad: return batch, {}
-    if len(bad) > max(10, len(meta['event_id'])/10):
+    if too_many(len(bad), len(meta['event_id'])):
         raise ValueError(f'{job.source} has {len(bad):,} bad events, too many to go on without them; '
                          f'the first: {bad[min(bad)]}')
     for name in ANGLES.keys() & meta.keys():
@@ -867,6 +874,8 @@ def locked(folder: Path, # made if it is not there
     with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
+        if getattr(multiprocessing.current_process(), '_inheriting', False):
+            raise OSError # a worker that runs an unguarded script again must fail, not wait for its parent
         handle = os.open(folder, os.O_RDONLY)
     except (ImportError, OSError): handle = None
     try:

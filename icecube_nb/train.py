@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
@@ -273,8 +274,8 @@ def resume_state(run: Path, # run folder
     load_weights(state.answering, {k: torch.from_numpy(v) for k, v in weights.items()})
     try: saved = torch.load(folder/'state.pt', map_location=state.device, weights_only=True)
     except Exception as e:
-        raise ValueError(f'{folder/"state.pt"} is broken ({e}); remove that folder to go on from the one '
-                         'before') from None
+        raise ValueError(f'{folder/"state.pt"} is broken ({type(e).__name__}); remove that folder to go on '
+                         'from the one before') from None
     if state.average is not None: load_weights(state.model, saved['model'])
     state.optimiser.load_state_dict(saved['optimiser'])
     for k, v in saved['counters'].items(): setattr(state, k, v)
@@ -298,7 +299,7 @@ def fit(state: State, # changed in place
     ) -> State:
     "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
     c, team, log = state.config.train, state.team, RunLog(state, run, progress)
-    with stop_requests() as asked:
+    with stop_requests() as asked, closing(log):
         while run_progress(state, batches := len(plan := source.plan(state.epoch)), minutes) < 1:
             set_precision(state)
             steps = training_steps(source, state.epoch, state.batch, c.accumulate, team.rank, team.ranks,
@@ -312,12 +313,12 @@ def fit(state: State, # changed in place
                 number = log.add(row, step.events, asked.number, run_progress(state, batches, minutes))
                 if number: # the team's, so that all stop at the same step
                     save_state(state, run)
+                    wait_for(team) # none leaves while the first one writes
                     raise stopped_by(number)
                 if state.step % c.save_every == 0 and state.batch < batches: save_state(state, run)
             else: state.epoch, state.batch = state.epoch + 1, 0
             if validation: log.validation(validation(state))
             save_state(state, run)
-    log.close()
     return state
 
 # %% ../nbs/03_train.ipynb #ac1d6fca

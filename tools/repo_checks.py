@@ -21,10 +21,10 @@ LAYERS = [
     {'config', 'angles', 'progress'},
     {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
     {'simulate', 'preprocess', 'model', 'optimise'},
-    {'pulses', 'check'},
+    {'pulses', 'engines', 'check'},
     {'batching'},
     {'train', 'infer'},
-    {'stack'},
+    {'stack', 'ensemble', 'uncertainty', 'robustness'},
     {'eda', 'kaggle', 'show'},
     {'cli'},
 ]
