@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,13 @@ import padded
 
 from icecube_nb.batching import batches_by_pulses, make_batch
 from icecube_nb.config import cache_folder, override, small
+from icecube_nb.cores import Crew
 from icecube_nb.detector import read_geometry, sensor_features
 from icecube_nb.losses import decode_bins
 from icecube_nb.model import Model
 from icecube_nb.preprocess import load_packed, pack_batch, plan_jobs, prepare
 from icecube_nb.simulate import default_dataset
-from icecube_nb.train import event_loss, new_state, train_step
+from icecube_nb.train import crew_of, event_loss, new_state, train_step
 
 RESULTS = Path(__file__).parent/'results'/'speed.json'
 REPEATS = 8           # of the simulated events in the file that is preprocessed
@@ -199,15 +201,15 @@ def training(rounds: int, size: int) -> list[dict]:
 
     def ours(state):
         def call():
-            for events in grouped:
-                cuts = batches_by_pulses(lengths[events], PULSES)
-                train_step(state, [batch_of(packed, events[cut], sensors) for cut in cuts], 1e-5)
+            with crew_of(state) as crew:
+                for events in grouped:
+                    train_step(state, [batch_of(packed, events, sensors)], 1e-5, crew=crew)
             return sum(map(len, grouped))
         return call
 
     names = ['reference 1: padded, grouped by length', 'reference 2: padded, shuffled']
     calls = {names[0]: reference(grouped), names[1]: reference([shuffled]),
-             f'packed, micro-batches of {PULSES:,} pulses': ours(plain), 'the same, exact GELU': ours(exact)}
+             f'packed, a core takes {plain.config.train.part_pulses:,} pulses': ours(plain), 'the same, exact GELU': ours(exact)}
     return rows_of('training small', in_turns(calls, rounds), names)
 
 
@@ -215,20 +217,22 @@ def inference(rounds: int, size: int) -> list[dict]:
     "From the packed file to angles; six batches that stand for all lengths."
     prepared, packed, sensors, lengths = open_events()
     by_length = strata(lengths, size)
-    some = np.concatenate(by_length)
+    some, cores = np.concatenate(by_length), torch.get_num_threads()
     shuffled = np.random.default_rng(0).permutation(len(lengths))[:size]
     state = new_state(override(small(), PLAIN), prepared.angle_bins.to_dict(), 'cpu')
     model = state.model.eval()
     same_answers(model, packed, sensors)
 
-    def answer(network, groups, fill=False):
+    def answer(network, groups, fill=False, workers=0):
         @torch.no_grad()
+        def work(events):
+            batch = batch_of(packed, events, sensors)
+            out = network(*padded.pad(batch)) if fill else network(*batch[:2])
+            decode_bins(out.azimuth_logits.float(), out.zenith_logits.float(), state.bins)
+            return len(events)
         def call():
-            for events in groups:
-                batch = batch_of(packed, events, sensors)
-                out = network(*padded.pad(batch)) if fill else network(*batch[:2])
-                decode_bins(out.azimuth_logits.float(), out.zenith_logits.float(), state.bins)
-            return sum(map(len, groups))
+            with Crew(workers) if workers else nullcontext() as crew:
+                return sum(crew.map(work, groups) if crew else map(work, groups))
         return call
 
     def bf16(features, offsets):
@@ -237,7 +241,8 @@ def inference(rounds: int, size: int) -> list[dict]:
     cached, wide = ([some[cut] for cut in batches_by_pulses(lengths[some], n*PULSES)] for n in (2, 32))
     calls = {names[0]: answer(padded.Padded(model), by_length, True),
              names[1]: answer(padded.Padded(model), [shuffled], True),
-             'packed, torch fp32': answer(model, cached), 'packed, torch bf16': answer(bf16, cached)}
+             'packed, torch fp32': answer(model, cached, workers=cores),
+             'packed, torch bf16': answer(bf16, cached, workers=cores)}
     with tempfile.TemporaryDirectory() as folder:
         for name, engine in engines(model, Path(folder)).items():
             calls[f'packed, {name}'] = answer(engine, wide)

@@ -62,10 +62,9 @@ def attention_sdpa(query: Tensor, key: Tensor, value: Tensor, # (N, H, D/H) each
     ) -> Tensor: # (N, H, D/H)
     "One fused call per run of equal-length events; no padding, no mask."
     if plan.order is not None: query, key, value = (x[plan.order] for x in (query, key, value))
-    out = []
-    for start, events, size in plan.runs:
-        q, k, v = (x[start:start + events*size].unflatten(0, (events, size)).transpose(1, 2) # (b, H, n, D/H)
-                   for x in (query, key, value))
+    sizes, out = [events*size for _, events, size in plan.runs], []
+    for (_, events, size), *qkv in zip(plan.runs, *(x.split(sizes) for x in (query, key, value))):
+        q, k, v = (x.unflatten(0, (events, size)).transpose(1, 2) for x in qkv) # (b, H, n, D/H)
         o = F.scaled_dot_product_attention(q, k, v)           # (b, H, n, D/H)
         out.append(o.transpose(1, 2).flatten(0, 1))           # (b*n, H, D/H)
     joined = out[0] if len(out) == 1 else torch.cat(out) if out else value.clone()

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['batches_by_pulses', 'even_batches', 'group_by_length', 'EventBatch', 'subset_draws', 'make_batch', 'epoch_files',
-           'read_ahead', 'file_batches', 'TrainingEvents', 'read_batches', 'Step', 'own_share', 'training_steps',
-           'inference_batches', 'prefetch']
+           'read_ahead', 'file_batches', 'TrainingEvents', 'read_batches', 'Step', 'own_share', 'cut_batch',
+           'training_steps', 'inference_batches', 'prefetch']
 
 # %% ../nbs/01b_batching.ipynb #20f51df4
+import math
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -228,6 +229,18 @@ def own_share(batches: list[tuple[int, np.ndarray]], # of one step: file number 
     else: mine = [(f, events[rank::ranks]) for f, events in batches if len(events) > rank]
     if not mine: return [(batches[0][0], batches[0][1][:1])], [0.0] # nothing left: keep the others company
     return mine, [len(events)/total for _, events in mine]
+
+# %% ../nbs/01b_batching.ipynb #5e1a0b02
+def cut_batch(batch: EventBatch, # events in the order of length, for even parts
+              part_pulses: int # pulses of a part, about
+    ) -> list[EventBatch]: # an even number of parts where there are events enough; views, nothing is copied
+    "Cut a batch into parts of equal work; what they are does not depend on the machine."
+    ends, events = batch.offsets.numpy(), len(batch.event)
+    parts = min(2*max(1, math.ceil(ends[-1]/(2*part_pulses))), max(1, events))
+    cuts = np.searchsorted(ends, ends[-1]*np.arange(1, parts)/parts)
+    cuts = np.unique(np.concatenate(([0], cuts, [events])))
+    return [EventBatch(batch.features[ends[a]:ends[b]], batch.offsets[a:b + 1] - ends[a],
+                       *(x[a:b] for x in batch[2:])) for a, b in zip(cuts[:-1], cuts[1:])]
 
 # %% ../nbs/01b_batching.ipynb #b2f97eb7
 def training_steps(source: TrainingEvents,

@@ -55,6 +55,7 @@ class TrainConfig:
     max_lr: float = 2e-4           # peak learning rate
     batch_events: int = 384        # events in one forward pass
     accumulate: int = 1            # forward passes in one optimiser step
+    part_pulses: int = 2048           # on a CPU each core takes parts of so many pulses; 0: not so
     epochs: int = 650              # passes over `files_per_epoch` files; a budget of minutes overrides it
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's averaging of gradient and squared gradient
     optimiser: str = 'adamw'       # `adamw`; `muon` for the matrices of encoder and necks, AdamW for the rest

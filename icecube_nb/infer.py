@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'ANSWERS', 'SUMMARIES', 'Predictor', 'export_run', 'load_predictor', 'decoded',
-           'micro_batches', 'fill_rows', 'answer_events', 'fallback_direction', 'final_answer', 'line_fit_packed',
-           'Deadline', 'answer_rest', 'answer_batch', 'write_answers', 'read_answers', 'answers_of', 'submission_table',
-           'Prediction', 'predict', 'answer_files', 'event_summaries', 'summaries_of', 'method_errors']
+           'micro_batches', 'fill_rows', 'answer_micro_batch', 'answer_events', 'fallback_direction', 'final_answer',
+           'line_fit_packed', 'Deadline', 'answer_rest', 'answer_batch', 'write_answers', 'read_answers', 'answers_of',
+           'submission_table', 'Prediction', 'predict', 'answer_files', 'event_summaries', 'summaries_of',
+           'method_errors']
 
 # %% ../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
@@ -26,6 +27,7 @@ import torch
 from .angles import angles_from_direction, angular_error, direction_from_angles
 from .batching import EventBatch, batches_by_pulses, make_batch, prefetch
 from .config import Config, find_checkpoint, load_checkpoint, to_json
+from .cores import Crew
 from .detector import read_geometry, sensor_features
 from .engines import export_onnx, load_engine
 from .evaluate import constant_guess, line_fit, line_fit_velocity
@@ -127,6 +129,17 @@ def fill_rows(columns: dict[str, np.ndarray], # is changed
 
 # %% ../nbs/04_infer.ipynb #a0c903bd
 @torch.no_grad()
+def answer_micro_batch(predictor: Predictor, batch: EventBatch, decode: str, dump: bool
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]: # name to (b,) or (b, n), and the numbers of the events
+    "What the model says of a micro-batch."
+    moved, cast = batch.to(predictor.device), PRECISION[predictor.precision]
+    cast = cast if predictor.engine == 'torch' else None
+    with torch.autocast(predictor.device.type, cast) if cast else nullcontext():
+        output = predictor.model(moved.features, moved.offsets)
+    said = decoded(output, predictor.bins, decode)
+    if dump: said |= {k: x.float().cpu().numpy() for k, x in output._asdict().items() if x is not None}
+    return said, batch.event.numpy()
+
 def answer_events(predictor: Predictor, packed: PackedBatch,
                   events: np.ndarray, # (E,) numbers of events in `packed`
                   sensors: np.ndarray, # (S, 6)
@@ -140,17 +153,14 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
     place[events] = np.arange(len(events))
     torch_cpu = predictor.engine == 'torch' and predictor.device.type == 'cpu'
     budget = PULSE_BUDGET['cpu' if torch_cpu else 'cuda']
-    cast = PRECISION[predictor.precision] if predictor.engine == 'torch' else None
-    for batch in prefetch(micro_batches(packed, events, predictor.config, sensors, budget)):
-        if stop and stop(done): break
-        moved = batch.to(predictor.device)
-        with torch.autocast(predictor.device.type, cast) if cast else nullcontext():
-            output = predictor.model(moved.features, moved.offsets)
-        said = decoded(output, predictor.bins, decode)
-        if dump: said |= {k: x.float().cpu().numpy() for k, x in output._asdict().items() if x is not None}
-        fill_rows(columns, said, place[batch.event.numpy()], len(events))
-        done += len(batch.event)
-        if progress: progress(done)
+    batches = prefetch(micro_batches(packed, events, predictor.config, sensors, budget))
+    work = lambda batch: answer_micro_batch(predictor, batch, decode, dump)
+    with Crew() if torch_cpu else nullcontext() as crew:
+        for said, numbers in crew.map(work, batches) if crew else map(work, batches):
+            if stop and stop(done): break
+            fill_rows(columns, said, place[numbers], len(events))
+            done += len(numbers)
+            if progress: progress(done)
     return columns
 
 # %% ../nbs/04_infer.ipynb #cc871bcd

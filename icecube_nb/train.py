@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'FREE', 'unit_vectors', 'event_loss', 'one_cycle', 'make_optimiser', 'pick_device', 'State', 'new_state',
-           'set_precision', 'update_average', 'whole_step', 'train_step', 'count_step', 'validate', 'save_state',
-           'check_same', 'resume_state', 'run_progress', 'fit', 'mean_row', 'RunLog', 'read_published',
-           'starting_point', 'begin_state', 'train', 'read_arguments', 'main']
+           'set_precision', 'update_average', 'whole_step', 'part_loss', 'gradients_in_turn', 'gradients_by_crew',
+           'crew_of', 'train_step', 'count_step', 'validate', 'save_state', 'check_same', 'resume_state',
+           'run_progress', 'fit', 'mean_row', 'RunLog', 'read_published', 'starting_point', 'begin_state', 'train',
+           'read_arguments', 'main']
 
 # %% ../nbs/03_train.ipynb #259c06e5
 import argparse
@@ -15,8 +16,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
@@ -27,9 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from .angles import angular_error
-from .batching import EventBatch, Step, TrainingEvents, inference_batches, prefetch, training_steps
+from .batching import (EventBatch, Step, TrainingEvents, cut_batch, inference_batches, prefetch,
+                                 training_steps)
 from .config import (Config, ModelConfig, find_checkpoint, load_checkpoint, override, preset,
                                save_checkpoint, to_json)
+from .cores import Crew
 from .detector import read_geometry, sensor_features
 from .distributed import Team, join_team, leave_team, team_network, team_sum, wait_for, without_sync
 from .losses import (Bins, bin_loss, decode_bins, decode_vector, make_bins, smoothing_kernel,
@@ -170,30 +173,69 @@ def whole_step(parts: list[EventBatch]) -> Step:
     total = sum(len(p.azimuth) for p in parts)
     return Step(parts, [len(p.azimuth)/total for p in parts], total, len(parts))
 
+def part_loss(state: State, part: EventBatch,
+              watch: bool # note the largest attention logit
+    ) -> tuple[Tensor, dict[str, Tensor], float]: # loss, it and its parts for the log, that logit
+    "The mean loss of a part."
+    batch = part.to(state.device)
+    with watch_logits(state.model, watch) as seen, reduced(state.device, state.precision):
+        output = state.network(batch.features, batch.offsets)
+    loss, values = event_loss(output, batch, state.bins, state.kernel, state.config.train.vector_weight)
+    return loss, {'loss': loss.detach(), **values}, seen.largest
+
+def gradients_in_turn(state: State, step: Step, watch: bool
+    ) -> Iterator[tuple[float, dict[str, Tensor], float]]: # weight, losses and largest logit of each part
+    "Add the gradients of a step to the weights, part after part; a team takes the mean of its processes."
+    for k, (part, weight) in enumerate(zip(step.parts, step.weights)):
+        with without_sync(state.network, k == len(step.parts) - 1):
+            loss, values, largest = part_loss(state, part, watch and k == 0)
+            state.scaler.scale(loss*(weight*state.team.ranks)).backward()
+        yield weight, values, largest
+
+# %% ../nbs/03_train.ipynb #5e1a0d02
+def gradients_by_crew(state: State, step: Step, watch: bool, crew: Crew
+    ) -> Iterator[tuple[float, dict[str, Tensor], float]]: # as `gradients_in_turn`, of more parts
+    "Add the gradients of a step to the weights; several cores work at parts of their own."
+    weights, items = list(state.model.parameters()), []
+    for whole, weight in zip(step.parts, step.weights):
+        for part in cut_batch(whole, state.config.train.part_pulses):
+            items.append((part, weight*len(part.azimuth)/len(whole.azimuth), watch and not items))
+    def work(item):
+        part, weight, watched = item
+        loss, values, largest = part_loss(state, part, watched)
+        return torch.autograd.grad(state.scaler.scale(loss*weight), weights), (weight, values, largest)
+    for gradients, found in crew.map(work, items):
+        for p, g in zip(weights, gradients):
+            if p.grad is None: p.grad = g.contiguous()
+            else: p.grad += g
+        yield found
+
+def crew_of(state: State) -> AbstractContextManager[Crew|None]:
+    "A crew where it pays: on a CPU, in a single process."
+    alone = state.device.type == 'cpu' and state.team.ranks == 1 and state.config.train.part_pulses
+    return Crew() if alone else nullcontext()
+
+# %% ../nbs/03_train.ipynb #5e1a0d04
 def train_step(state: State, # changed in place
                step: Step|list[EventBatch], # what to learn from
                lr: float,
-               watch: bool = False # note the largest attention logit
+               watch: bool = False, # note the largest attention logit
+               crew: Crew|None = None # of `crew_of`
     ) -> dict[str, float]: # loss and its parts, gradient norm, pulses
     "Follow the gradient of the mean loss over all events of `step`, of all processes."
     c, step = state.config.train, step if isinstance(step, Step) else whole_step(step)
     for group in state.optimiser.param_groups: group['lr'] = lr*group.get('scale', 1)
     state.optimiser.zero_grad()
     sums, row = 0.0, {}
-    for k, (part, weight) in enumerate(zip(step.parts, step.weights)):
-        batch = part.to(state.device)
-        with without_sync(state.network, k == len(step.parts) - 1):
-            with watch_logits(state.model, watch and k == 0) as seen, reduced(state.device, state.precision):
-                output = state.network(batch.features, batch.offsets)
-            loss, values = event_loss(output, batch, state.bins, state.kernel, c.vector_weight)
-            state.scaler.scale(loss*(weight*state.team.ranks)).backward() # the team takes the mean
-        sums = sums + weight*torch.stack([loss.detach(), *values.values()])
-        if math.isfinite(seen.largest): row['largest_logit'] = seen.largest
+    parts = gradients_by_crew(state, step, watch, crew) if crew else gradients_in_turn(state, step, watch)
+    for weight, values, largest in parts:
+        sums = sums + weight*torch.stack([*values.values()])
+        if math.isfinite(largest): row['largest_logit'] = largest
     row['gradient_norm'] = guarded_step(state.optimiser, state.scaler, c.clip_value, c.clip_norm)
     pulses = float(sum(len(part.features) for part, weight in zip(step.parts, step.weights) if weight))
     total = team_sum([*sums.tolist(), pulses], state.team, state.device)
     count_step(state, math.isfinite(row['gradient_norm']), step.events)
-    return dict(zip(('loss', *values, 'pulses'), total), **row)
+    return dict(zip((*values, 'pulses'), total), **row)
 
 # %% ../nbs/03_train.ipynb #c929e494
 def count_step(state: State, # changed in place
@@ -299,7 +341,7 @@ def fit(state: State, # changed in place
     ) -> State:
     "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
     c, team, log = state.config.train, state.team, RunLog(state, run, progress)
-    with stop_requests() as asked, closing(log):
+    with stop_requests() as asked, closing(log), crew_of(state) as crew:
         while run_progress(state, batches := len(plan := source.plan(state.epoch)), minutes) < 1:
             set_precision(state)
             steps = training_steps(source, state.epoch, state.batch, c.accumulate, team.rank, team.ranks,
@@ -308,7 +350,7 @@ def fit(state: State, # changed in place
                 done = run_progress(state, batches, minutes)
                 if done >= 1: break
                 lr = one_cycle(done, c.max_lr, c.pct_start, c.div_factor, c.final_div_factor)
-                row = train_step(state, step, lr, watch=(state.step + 1) % c.log_every == 0)
+                row = train_step(state, step, lr, (state.step + 1) % c.log_every == 0, crew)
                 state.batch += step.batches
                 number = log.add(row, step.events, asked.number, run_progress(state, batches, minutes))
                 if number: # the team's, so that all stop at the same step

@@ -18,7 +18,7 @@ GENERATED = {'__init__.py', '_modidx.py'}          # not exported from a noteboo
 
 # who may import whom: a module imports its own layer or lower ones, never a higher one
 LAYERS = [
-    {'config', 'angles', 'progress'},
+    {'config', 'angles', 'progress', 'cores'},
     {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
     {'simulate', 'preprocess', 'model', 'optimise'},
     {'pulses', 'engines', 'check'},
