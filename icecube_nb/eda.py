@@ -65,8 +65,8 @@ def first_batch(
         meta = pd.read_parquet(path, filters=[('batch_id', '==', ids[0])]).astype({'event_id': 'int64'})
         pulses = pd.read_parquet(folder/split/f'batch_{ids[0]}.parquet').reset_index()
         return Batch(split, ids[0], with_truth(meta, folder, split), pulses)
-    raise FileNotFoundError(f'{folder} has neither train_meta.parquet with train/batch_N.parquet, nor the test '
-                            'files of these names: name the folder that holds the competition files')
+    raise FileNotFoundError(f'{folder} has neither train_meta.parquet with train/batch_N.parquet, nor the '
+                            'same of test: name the folder that holds the competition files')
 
 # %% ../nbs/00_eda.ipynb #fc24b2c7
 def check_columns(
@@ -162,8 +162,8 @@ def event_shapes(
     "How many pulses of each event are not auxiliary, in how many sensors, and how far they spread."
     check_columns(pulses, ['event_id', 'sensor_id', 'auxiliary'], 'pulses')
     part = pulses[~pulses.auxiliary]
-    place = pd.DataFrame(geometry[['x', 'y', 'z']].to_numpy()[part.sensor_id], index=part.event_id)     # (M, 3)
-    groups, by_event = part.groupby('event_id'), place.groupby(level=0)
+    place = geometry[['x', 'y', 'z']].to_numpy()[part.sensor_id]                # (M, 3)
+    groups, by_event = part.groupby('event_id'), pd.DataFrame(place).groupby(part.event_id.to_numpy())
     return pd.DataFrame({'not_auxiliary': groups.size(), 'sensors': groups.sensor_id.nunique(),
                          'spread_m': np.sqrt(by_event.var().sum(axis=1))})
 
@@ -241,7 +241,8 @@ def depth_time(
     "Height of the pulses against time: colour = time, size = charge, auxiliary pulses faint."
     if ax is None: _, ax = plt.subplots(figsize=(5, 4), dpi=90, layout='constrained')
     scale, size, opacity = pulse_style(event)
-    ax.scatter(event.time_us, event.z, s=size, c=event.time_us, norm=scale, alpha=opacity, lw=.3, edgecolors='0.2')
+    ax.scatter(event.time_us, event.z, s=size, c=event.time_us, norm=scale, alpha=opacity, lw=.3,
+               edgecolors='0.2')
     if zenith_rad is not None:
         pulses = not_auxiliary(event)
         time, z = np.average(pulses[['time_us', 'z']], axis=0, weights=pulses.charge_pe)

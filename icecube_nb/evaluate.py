@@ -397,7 +397,8 @@ def error_figure(
     axes[0].set(xlabel='angular error [rad]', ylabel='share of events below', xlim=(0, np.pi), ylim=(0, 1))
     axes[0].legend(title=f'{last}, by pulses', fontsize=8, title_fontsize=8)
     high = max(2.0, float(np.max(pulses)))
-    looks = [(np.cos(zenith_rad), np.linspace(-1, 1, 11), 'cosine of the true zenith (-1: from below; 1: from above)'),
+    looks = [(np.cos(zenith_rad), np.linspace(-1, 1, 11),
+              'cosine of the true zenith (-1: from below; 1: from above)'),
              (pulses, np.geomspace(max(1.0, float(np.min(pulses))), high, 11), 'pulses in the event')]
     for ax, (x, edges, label) in zip(axes[1:], looks):
         for (method, values), style in zip(errors.items(), cycle(('o-', 's--', '^:', 'v-.'))):

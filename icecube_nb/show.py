@@ -134,7 +134,8 @@ FACE = """<!DOCTYPE html>
 <canvas id="view"></canvas>
 <div id="words"><h1>@TITLE@</h1><p id="count"></p>
   <div id="bar"></div><div id="ends"><span></span><span></span></div><div id="arrows"></div>
-  <p>Size: charge. Faint: auxiliary pulses. Grey points: sensors.<br>Drag to turn, wheel to come closer.</p></div>
+  <p>Size: charge. Faint: auxiliary pulses. Grey points: sensors.</p>
+  <p>Drag to turn, wheel to come closer.</p></div>
 <div id="controls"><button id="play">Play</button><input id="time" type="range" aria-label="time">
   <span id="now"></span><label><input id="noise" type="checkbox" checked> auxiliary pulses</label></div>
 <script type="application/json" id="content">@CONTENT@</script>
