@@ -9,6 +9,7 @@ __all__ = ['PULSE_SLICES', 'ANGLE_RANGES', 'line_fit_velocity', 'line_fit', 'mea
            'score_submission', 'binned_mean', 'error_figure']
 
 # %% ../nbs/03a_evaluate.ipynb #41fb0bf1
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -388,24 +389,25 @@ def error_figure(
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout='constrained', dpi=80)
     (last, values), labels = list(errors.items())[-1], pulse_slice(pulses)
-    for name in PULSE_SLICES:
+    for name, style in zip(PULSE_SLICES, (':', '--', '-')):
         part = np.sort(_check_errors(values, last)[labels == name])
-        if len(part): axes[0].plot(part, share_within(part, part), label=f'{name}: {len(part):,}')
+        if len(part): axes[0].plot(part, share_within(part, part), style, label=f'{name}: {len(part):,}')
     psi = np.linspace(0, np.pi, 100)
-    axes[0].plot(psi, (1 - np.cos(psi)) / 2, 'k:', lw=1, label='blind guess')
+    axes[0].plot(psi, (1 - np.cos(psi)) / 2, '0.6', lw=1, label='blind guess')
     axes[0].set(xlabel='angular error [rad]', ylabel='share of events below', xlim=(0, np.pi), ylim=(0, 1))
     axes[0].legend(title=f'{last}, by pulses', fontsize=8, title_fontsize=8)
     high = max(2.0, float(np.max(pulses)))
-    looks = [(np.cos(zenith_rad), np.linspace(-1, 1, 11), 'cos(true zenith): -1 up-going, 1 down-going'),
+    looks = [(np.cos(zenith_rad), np.linspace(-1, 1, 11),
+              'cosine of the true zenith (-1: from below; 1: from above)'),
              (pulses, np.geomspace(max(1.0, float(np.min(pulses))), high, 11), 'pulses in the event')]
     for ax, (x, edges, label) in zip(axes[1:], looks):
-        for method, values in errors.items():
+        for (method, values), style in zip(errors.items(), cycle(('o-', 's--', '^:', 'v-.'))):
             bins = binned_mean(x, values, edges)
-            ax.errorbar(bins['x'], bins['mean'], bins['mean_error'], fmt='o-', ms=4, lw=1, label=method)
-        ax.axhline(np.pi / 2, c='k', ls=':', lw=1)
+            ax.errorbar(bins['x'], bins['mean'], bins['mean_error'], fmt=style, ms=4, lw=1, label=method)
+        ax.axhline(np.pi / 2, c='0.6', lw=1)
         ax.set(xlabel=label, ylabel='mean angular error [rad]', ylim=(0, None))
         ax.legend(fontsize=8, loc='lower left')
-    axes[2].set_xscale('log')
+    axes[1].set_xticks(np.linspace(-1, 1, 5)); axes[2].set_xscale('log')
     shown = axes[2].get_xlim()
     ticks = [t for k in range(6) for t in (10**k, 3 * 10**k) if shown[0] <= t <= shown[1]]
     axes[2].set_xticks(ticks, [f'{t:,}' for t in ticks]); axes[2].minorticks_off()

@@ -91,7 +91,7 @@ def pulse_features(pulses: np.ndarray, # (N, 3) uint16: sensor id + auxiliary bi
     out[:, 3:9] = sensors[pulses[:, 0] & 0x7fff]                           # x, y, z, qe, scatter, absorp
     if feature_set != 'published':
         event = np.repeat(np.arange(len(lengths)), lengths)                # (N,)
-        place = np.column_stack([time_ns*1e-3, out[:, 3:6]*2.5])           # (N, 4) microseconds, 200 m
+        place = np.column_stack([time_ns*1e-3, out[:, 3:6]*2.5])           # (N, 4) [µs], [200 m]
         place = place - event_mean(place, 1.0 - auxiliary, event, len(lengths))[event]
         out[:, 9], out[:, 10:13] = np.arcsinh(place[:, 0]), place[:, 1:]
     if merged is not None: out[:, 1], out[:, 13:] = merged[:, 0], merged[:, 1:]
@@ -105,7 +105,7 @@ def merge_sensors(pulses: np.ndarray, # (N, 3) uint16: sensor id + auxiliary bit
     event = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))              # (N,)
     sensor, auxiliary = pulses[:, 0].astype(np.int64) & 0x7fff, pulses[:, 0] >> 15
     key = (event << 15) + sensor
-    order = np.argsort((key << 17) + (auxiliary.astype(np.int64) << 16) + pulses[:, 1]) # good ones first
+    order = np.argsort((key << 17) + (auxiliary.astype(np.int64) << 16) + pulses[:, 1]) # non-auxiliary first
     key = key[order]
     start = np.flatnonzero(np.diff(key, prepend=-1))                              # (M,) a sensor's first row
     if not len(start): return pulses, offsets, np.zeros((0, 3), np.float32)
@@ -169,7 +169,7 @@ def token_lengths(pulses: np.ndarray, # (N, 3) uint16
         code = pulses[part[0]:part[-1], 0].astype(np.uint32)
         key = np.sort((event << np.uint32(16)) + ((code & 0x7fff) << np.uint32(1)) + (code >> np.uint32(15)))
         new = np.diff(key >> np.uint32(1), prepend=np.uint32(0xffffffff)) != 0
-        key = key[new]                                                             # good ones come first
+        key = key[new]                                                             # non-auxiliary first
         kind = ((key >> np.uint32(16)) << np.uint32(1)) + (key & 1)                # event, auxiliary or not
         good, auxiliary = np.bincount(kind, minlength=2*len(part) - 2).reshape(-1, 2).T
         counts.append(good + (auxiliary.clip(max=NEARBY) if feature_set == 'nearby' else auxiliary))

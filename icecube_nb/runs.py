@@ -95,11 +95,14 @@ class LiveCurves:
         import matplotlib.pyplot as plt
         from IPython.display import display
         self.last = time.perf_counter()
-        figure, axes = plt.subplots(1, 2, figsize=(8, 2.4), dpi=80)
-        for ax, rows, name in zip(axes, read_log(self.run), ('loss', 'error')):
-            ax.plot([r['events'] for r in rows], [r[name] for r in rows], '.-', ms=3)
-            ax.set(xlabel='events', ylabel=name)
-        axes[0].set_title(f'{done/max(total, 1):.0%} {comment}', fontsize=9)
+        figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), dpi=80, layout='constrained')
+        titles = f'{done/max(total, 1):.0%} {comment}'.rstrip(), 'no validation yet'
+        labels = ('loss', 'loss'), ('error', 'validation error [rad]')
+        for ax, rows, (name, label), title in zip(axes, read_log(self.run), labels, titles):
+            values = [row[name] for row in rows]
+            ax.plot([row['events'] for row in rows], values, '.-', ms=4)
+            if name == 'error' and values: title = f'best error {min(values):.3f} rad'
+            ax.set(xlabel='events seen', ylabel=label, title=title)
         if self.handle is None: self.handle = display(figure, display_id=True)
         else: self.handle.update(figure)
         plt.close(figure)

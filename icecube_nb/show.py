@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex
 
 from .angles import direction_from_angles
 from .detector import read_geometry
-from .eda import FoundEvent, neutrino_path, pulse_style, trusted
+from .eda import FoundEvent, neutrino_path, pulse_style, not_auxiliary
 
 # %% ../nbs/00f_show.ipynb #9743bd79
 def cone_angle(
@@ -99,7 +99,7 @@ def page_content(
     "The numbers that the page draws."
     event, scale = found.pulses, pulse_style(found.pulses)[0]
     bright = event.nlargest(most, 'charge_pe').sort_values('time_us')
-    seen = trusted(event)
+    seen = not_auxiliary(event)
     rows = bright[['time_us', 'charge_pe', 'auxiliary', 'x', 'y', 'z']].to_numpy(float)     # (N, 6)
     direction = lambda a: direction_from_angles(a.azimuth_rad, a.zenith_rad).round(5).tolist()
     return {'title': f'Event {found.event_id}, {found.split} batch {found.batch_id}', 'total': len(event),
@@ -120,7 +120,8 @@ FACE = """<!DOCTYPE html>
 <style>
   body { margin: 0; overflow: hidden; background: #0d1117; color: #d7dee8; font: 14px/1.45 sans-serif }
   canvas { position: fixed; inset: 0; cursor: grab; touch-action: none }
-  #words { position: fixed; left: 16px; top: 12px; max-width: 24em; pointer-events: none }
+  #words { position: fixed; left: 8px; top: 8px; max-width: 25em; padding: 4px 10px; pointer-events: none;
+           background: #0d1117aa; border-radius: 6px }
   #words h1 { font-size: 17px; margin: 0 0 4px } #words p { margin: 3px 0 }
   .key { display: inline-block; width: 16px; height: 4px; margin-right: 7px; vertical-align: middle }
   #bar { height: 9px; width: 220px; border-radius: 4px } #ends { width: 220px; display: flex }
@@ -133,7 +134,8 @@ FACE = """<!DOCTYPE html>
 <canvas id="view"></canvas>
 <div id="words"><h1>@TITLE@</h1><p id="count"></p>
   <div id="bar"></div><div id="ends"><span></span><span></span></div><div id="arrows"></div>
-  <p>Size: charge. Faint: auxiliary pulses. Drag to turn, wheel to come closer.</p></div>
+  <p>Size: charge. Faint: auxiliary pulses. Grey points: sensors.</p>
+  <p>Drag to turn, wheel to come closer.</p></div>
 <div id="controls"><button id="play">Play</button><input id="time" type="range" aria-label="time">
   <span id="now"></span><label><input id="noise" type="checkbox" checked> auxiliary pulses</label></div>
 <script type="application/json" id="content">@CONTENT@</script>
@@ -180,9 +182,12 @@ DRAW += r"""
 function arrow(a) {                                             // the flight, through the middle of the light
   const half = 0.8*size, start = add(E.middle, a.from, half), end = add(E.middle, a.from, -half);
   const side = unit(cross(a.from, Math.abs(a.from[2]) < 0.9 ? [0, 0, 1] : [1, 0, 0]));
-  const back = add(end, a.from, 0.07*half);
+  const [x, y] = place(end), [x0, y0] = place(start), flat = Math.atan2(y - y0, x - x0);
   line([start, end], a.colour, 2);
-  line([add(back, side, 0.03*half), end, add(back, side, -0.03*half)], a.colour, 2);
+  for (const wing of [2.7, -2.7]) {                             // the head, flat on the screen
+    pen.beginPath(); pen.moveTo(x, y);
+    pen.lineTo(x + 13*Math.cos(flat + wing), y + 13*Math.sin(flat + wing)); pen.stroke();
+  }
   if (a.cone === null) return;
   const other = cross(a.from, side), ring = [];
   for (let i = 0; i <= 72; i++) {
@@ -196,6 +201,12 @@ function colour(time) {
   const share = (time - E.early_us) / (E.late_us - E.early_us), steps = E.palette.length - 1;
   return E.palette[Math.round(Math.min(Math.max(share, 0), 1) * steps)];
 }
+function scaleBar() {                                           // at the depth of the centre
+  const metres = [500, 200, 100, 50, 20, 10, 5, 2].find(m => m < size/2) || 1;
+  const long = metres * place(centre)[3], left = innerWidth - 16 - long, down = innerHeight - 92;
+  pen.fillStyle = '#aeb8c4'; pen.font = '13px sans-serif'; pen.textAlign = 'right';
+  pen.fillRect(left, down, long, 2); pen.fillText(`${metres} m`, innerWidth - 16, down - 6);
+}
 function draw() {
   const ratio = devicePixelRatio || 1;
   canvas.width = innerWidth*ratio; canvas.height = innerHeight*ratio;
@@ -203,7 +214,7 @@ function draw() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.fillStyle = '#5b6675';
   for (const s of E.sensors) { const [x, y] = place(s); pen.fillRect(x, y, 1, 1); }
-  E.arrows.forEach(arrow);
+  scaleBar(); E.arrows.forEach(arrow);
   const shown = E.pulses.filter(p => p[0] <= view.time && (view.noise || !p[2]));
   const far = shown.map(p => [place(p.slice(3)), p]).sort((a, b) => b[0][2] - a[0][2]);
   for (const [, p] of far) {
@@ -229,7 +240,7 @@ for (const a of E.arrows) {
   const key = document.createElement('span'), words = document.createElement('p');
   key.className = 'key'; key.style.background = a.colour;
   const apart = Math.min(E.arrows[0].from.reduce((sum, v, i) => sum + v*a.from[i], 0), 1);
-  words.append(key, `${a.name}: azimuth ${a.azimuth}, zenith ${a.zenith} rad`
+  words.append(key, `${a.name}: azimuth ${a.azimuth.toFixed(2)}, zenith ${a.zenith.toFixed(2)} rad`
     + (a.name === 'truth' || E.arrows[0].name !== 'truth' ? '' : `, ${degrees(Math.acos(apart))} off`)
     + (a.cone === null ? '' : `; ring: its own 68 % cone, ${degrees(a.cone)}`));
   byId('arrows').append(words);
@@ -253,6 +264,7 @@ byId('play').onclick = () => {
 };
 for (const [name, value] of new URLSearchParams(location.hash.slice(1)))
   if (name in view) view[name] = name === 'noise' ? value !== 'false' : +value;
+byId('noise').checked = view.noise;
 addEventListener('resize', draw); show({});"""
 
 # %% ../nbs/00f_show.ipynb #95fa1c14

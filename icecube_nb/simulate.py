@@ -387,7 +387,7 @@ def coincident(pulses: Pulses, array: Array, window_ns: int = 1000) -> np.ndarra
 
 # %% ../nbs/00c_simulate.ipynb #ae334ead
 def trigger(event, time_ns, n: int) -> tuple[np.ndarray, np.ndarray]: # start and end, (n,) ns, inf where none
-    "First and last coincident pulse in full trigger windows; the pulses come sorted by event, then time."
+    "First and last pulse in full trigger windows; given the non-auxiliary ones, by event, then time."
     start, end, k = np.full(n, np.inf), np.full(n, -np.inf), HITS_TO_TRIGGER - 1
     i = np.flatnonzero((event[k:] == event[:-k]) & (time_ns[k:] - time_ns[:-k] <= TRIGGER_WINDOW_NS))
     start[event[i][::-1]] = time_ns[i][::-1]                       # backwards: the earliest is written last
