@@ -376,7 +376,7 @@ def same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
         raise ValueError(f'{dump.files[0].parent} was made with other weights than {run} has now; give runs '
                          f'and dumps in the same order, or dump again: `predict --run {run} --dump FOLDER`')
     if stack and stack.network != now:
-        raise ValueError(f'the stack that was given for {run} learned from a dump of other weights; give runs '
+        raise ValueError(f'the stack that was given for {run} learned from other weights; give runs '
                          'and stacks in the same order, or make it again with `icecube-nb stack`')
 
 # %% ../nbs/05a_ensemble.ipynb #8f929611

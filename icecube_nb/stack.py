@@ -351,7 +351,7 @@ def stack_answers(stack: Stack, dump: Dump,
                          f'{stack.widths}; give the dump of the network that the stack was made for')
     if network_of(dump) != stack.network:
         raise ValueError(f'{dump.files[0]} was made with other weights than those that the stack '
-                         'learned from; dump with the network that the stack was made for, or make a new stack')
+                         'learned from; dump with the network that the stack was made for, or stack anew')
     said = []
     for start in range(0, len(dump), chunk):
         rows = np.arange(start, min(start + chunk, len(dump)))
