@@ -7,8 +7,8 @@ __all__ = ['HEADS', 'TEMPERATURES', 'NEED', 'CHECKPOINT', 'Table', 'normalised',
            'event_table', 'heads_and_vectors', 'posterior_answers', 'EnsembleConfig', 'boost', 'angles_to', 'combined',
            'Ensemble', 'predicted', 'differences', 'spread_features', 'fit_boosters', 'ensemble_answers',
            'member_columns', 'same_events', 'members_table', 'bins_of', 'members_pool', 'fit_ensemble', 'check_members',
-           'unseen_spread', 'save_ensemble', 'copy_whole', 'is_ensemble', 'read_ensemble_note', 'load_ensemble',
-           'predict_ensemble', 'answer_file', 'richer_table']
+           'unseen_spread', 'same_network', 'save_ensemble', 'copy_whole', 'is_ensemble', 'read_ensemble_note',
+           'load_ensemble', 'predict_ensemble', 'answer_file', 'richer_table']
 
 # %% ../nbs/05a_ensemble.ipynb #dcdd5d70
 import json
@@ -23,12 +23,12 @@ import pandas as pd
 
 from .angles import angles_from_direction, direction_from_angles
 from .config import find_checkpoint, load_checkpoint
-from .infer import (SUMMARIES, Prediction, answers_of, predict, read_answers, submission_table,
-                              write_answers)
+from .infer import (SUMMARIES, Prediction, answers_of, load_predictor, predict, read_answers,
+                              submission_table, write_answers)
 from .losses import Bins, make_bins
 from .preprocess import fingerprint, written_whole
-from .stack import (Dump, Stack, load_stack, open_dump, part_of, read_stack_note, stack_answers,
-                              true_directions, usable_rows)
+from .stack import (Dump, Stack, load_stack, network_of, open_dump, part_of, read_stack_note,
+                              stack_answers, true_directions, usable_rows)
 from .uncertainty import (Calibration, Pool, expected_angles, fit_calibration, fit_pool,
                                     log_softmax, pooled_log_density, spherical_median, vmf_kappa)
 
@@ -333,6 +333,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     out, opened = Path(out), [open_dump(d, batches, NEED) for d in dumps]
     same_events(opened)
     loaded = [load_stack(s) for s in stacks] if stacks else [None]*len(runs)
+    for run, dump, stack in zip(runs, opened, loaded): same_network(run, dump, stack)
     made_of = fingerprint(*(d.made_of for d in opened), json.dumps(asdict(config)), *map(str, HEADS),
                           *(read_stack_note(Path(s))['made_of'] for s in stacks or []))
     if is_ensemble(out) and read_ensemble_note(out)['made_of'] == made_of: return load_ensemble(out)
@@ -366,6 +367,17 @@ def unseen_spread(ensemble: Ensemble, table: Table, event_id: np.ndarray # (B,)
     answer = combined(table.candidates, difference, ensemble.temperature)
     features = spread_features(table, mean_error, difference, answer)
     return predicted(ensemble.spreads, features, event_id, ensemble.event_id, ensemble.config)
+
+# %% ../nbs/05a_ensemble.ipynb #5a1e1f01
+def same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
+    "ValueError unless the dump and the stack are of the weights that the run has now."
+    now = int(load_predictor(run, 'cpu').made_of[:15], 16)
+    if network_of(dump) != now:
+        raise ValueError(f'{dump.files[0].parent} was made with other weights than {run} has now; give runs '
+                         f'and dumps in the same order, or dump again: `predict --run {run} --dump FOLDER`')
+    if stack and stack.network != now:
+        raise ValueError(f'the stack that was given for {run} learned from other weights; give runs '
+                         'and stacks in the same order, or make it again with `icecube-nb stack`')
 
 # %% ../nbs/05a_ensemble.ipynb #8f929611
 CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', 'checksums.json')
@@ -406,7 +418,8 @@ def read_ensemble_note(folder: Path) -> dict:
     "The ensemble.json of a folder; ValueError if it is damaged."
     try:
         about = json.loads((folder/'ensemble.json').read_text())
-        if about['version'] == 1 and about.keys() >= {'made_of', 'members', 'calibration'}: return about
+        wanted = {'made_of', 'members', 'stacks', 'long_runs', 'calibration'}
+        if about['version'] == 1 and about.keys() >= wanted: return about
     except (ValueError, KeyError, TypeError): pass
     raise ValueError(f'{folder/"ensemble.json"} is not an ensemble of this version; run `icecube-nb '
                      'ensemble` again')
@@ -416,6 +429,11 @@ def load_ensemble(folder: str|Path) -> Ensemble:
     import lightgbm
     folder = Path(folder)
     about = read_ensemble_note(folder)
+    kinds = ('run', *['long']*about['long_runs'], *['stack']*about['stacks'])
+    for member in (folder/f'{kind}_{i}' for i in range(about['members']) for kind in kinds):
+        if not (member/'weights.safetensors').is_file():
+            raise ValueError(f'{member} is missing or has no weights; copy the whole folder {folder}, or run '
+                             '`icecube-nb ensemble` again')
     config, folds = EnsembleConfig(**about['config']), []
     for k in range(config.folds):
         path = folder/f'boosters_{k}.txt'
@@ -461,14 +479,15 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
 # %% ../nbs/05a_ensemble.ipynb #0b732694
 def answer_file(ensemble: Ensemble, made_of: str, stacks: list[Stack|None], folder: Path, name: str
     ) -> Path: # the file of final answers
-    "Combine the members' answers to one batch; an event that no member could answer keeps the fall-back."
+    "Combine the members' answers to one batch; where a member gave none, or NaN, the first one's is kept."
     dumps = [open_dump(folder/f'member_{i}', [int(Path(name).stem.removeprefix('answers_'))])
              for i in range(len(stacks))]
     target, made_of = folder/name, fingerprint(made_of, *(d.made_of for d in dumps))
     if answers_of(target) == made_of: return target
     same_events(dumps)
     members = [member_columns(d, s) for d, s in zip(dumps, stacks)]
-    answered = np.all([m['answered'] for m in members], 0)
+    angles = [v for m in members for k, v in m.items() if k.endswith(('_azimuth', '_zenith'))]
+    answered = np.all([m['answered'] for m in members] + [np.isfinite(v) for v in angles], 0)
     said = {'azimuth': dumps[0].column('azimuth'), 'zenith': dumps[0].column('zenith')}
     table = event_table(members, ensemble.pool)
     final = ensemble_answers(ensemble, table, members[0]['event_id'], members[0]['pulses'])

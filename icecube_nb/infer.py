@@ -259,6 +259,9 @@ def answer_batch(packed: PackedBatch, sensors: Callable[[Config], np.ndarray], #
     if not columns: columns = {f'{answer}_{n}': np.full(len(packed), np.nan) for n in ('azimuth', 'zenith')}
     by_cheap = answer_rest(columns, packed, sensors, predictor, deadline, decode, answer)
     final = final_answer(columns, fallback_direction(predictor.bins), answer)
+    if dump: # whose answer it is: 60 bits of the hash of weights and settings, 0 for the cheaper method
+        base, other = (int(p.made_of[:15], 16) if p else 0 for p in (predictor, long))
+        columns['network'] = np.where(by_cheap, 0, np.where(by_long, other, base))
     return {'event_id': packed.event_id, 'pulses': lengths, **final, 'by_long': by_long & ~by_cheap,
             'by_cheap': by_cheap, **columns}
 

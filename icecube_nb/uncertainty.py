@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SHARES', 'vmf_radius', 'vmf_kappa', 'Calibration', 'calibration_curve', 'rising', 'fit_calibration', 'coverage_table',
            'risk_coverage', 'uncertainty_figure', 'Sky', 'make_sky', 'log_softmax', 'class_log_density', 'Pool',
-           'pooled_log_density', 'fit_pool', 'expected_angles', 'spherical_median', 'credible_levels', 'sky_map']
+           'pooled_log_density', 'fit_pool', 'expected_angles', 'spherical_median', 'credible_levels', 'sky_levels',
+           'sky_map']
 
 # %% ../nbs/05b_uncertainty.ipynb #b895d714
 from collections.abc import Callable
@@ -130,20 +131,26 @@ def uncertainty_figure(errors: np.ndarray, # (B,) rad
                        pulses: np.ndarray, # (B,)
                        claims: dict[str, np.ndarray], # name to (B, S) claimed angles [rad]
                        spreads: dict[str, np.ndarray], # name to (B,)
-                       shares: tuple[float, ...] # S shares of the claims
+                       shares: tuple[float, ...], # S shares of the claims
+                       titles: tuple[str, str] = ('', '') # the findings of both panels
     ): # matplotlib Figure
-    "Claimed against found shares, and the risk-coverage curve."
+    "Claimed against found shares, over all events and by slice, and the risk-coverage curve."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained', dpi=85)
-    left.plot([0, 1], [0, 1], 'k:', lw=1)
-    for name, radii in claims.items():
-        left.plot(shares, (errors[:, None] <= radii).mean(0), 'o-', ms=4, label=name)
-    left.set(xlabel='claimed share within the circle', ylabel='found share', xlim=(0, 1), ylim=(0, 1))
+    left.axhline(0, c='k', ls=':', lw=1)
+    for i, (name, radii) in enumerate(claims.items()):
+        for j, row in coverage_table(errors, radii, pulses, shares).iterrows():
+            keys = [f'within {100*share:.0f} %' for share in shares]
+            off = [row[key] - 100*share for key, share in zip(keys, shares)]   # percentage points
+            left.errorbar(100*np.array(shares) + 2*j + i/2, off, [row[f'{key}_error'] for key in keys],
+                          fmt='os^v'[j % 4] + ('-' if j == 0 else ''), c=f'C{i}', ms=4, lw=1,
+                          alpha=1 if j == 0 else 0.6, label=f'{name}, {row["slice"]}')
+    left.set(xlabel='claimed share within the circle [%]', ylabel='found minus claimed [percentage points]')
     kept = np.linspace(0.02, 1, 50)
     for name, spread in spreads.items():
         right.plot(100*kept, risk_coverage(errors, spread, kept)['median'], label=name)
     right.set(xlabel='events kept, the surest first [%]', ylabel='median angular error [rad]', ylim=(0, None))
-    left.legend(fontsize=8); right.legend(fontsize=8)
+    for ax, title in zip((left, right), titles): ax.legend(fontsize=7); ax.set_title(title, fontsize=10)
     return fig
 
 # %% ../nbs/05b_uncertainty.ipynb #dba6c337
@@ -272,6 +279,20 @@ def credible_levels(density: np.ndarray, # (P,) probability per solid angle
     levels[order] = share/share[-1]
     return levels
 
+def sky_levels(log_density: Callable[[np.ndarray], np.ndarray], # unit vectors (P, 3) to (P,), unnormalised
+               rows: int = 181 # from pole to pole
+    ) -> tuple[np.ndarray, ...]: # azimuth, elevation [rad], density [1/sr], level: each (rows, 2 rows - 1)
+    "A posterior on a grid of the whole sky, and the share of it that each point's contour holds."
+    azimuth, height = np.linspace(0, 2*np.pi, 2*rows - 1), np.linspace(-np.pi/2, np.pi/2, rows)
+    lon, lat = np.meshgrid(azimuth, height)                                            # (rows, 2 rows - 1)
+    log = log_density(direction_from_angles(lon, np.pi/2 - lat).reshape(-1, 3)).reshape(lon.shape)
+    area = np.cos(lat)*(np.pi/(rows - 1))**2                                                # sr
+    area[:, [0, -1]] /= 2                                       # the first meridian is there twice
+    density = np.exp(log - log.max())
+    density /= (density*area).sum()
+    return lon, lat, density, credible_levels(density.ravel(), area.ravel()).reshape(lon.shape)
+
+# %% ../nbs/05b_uncertainty.ipynb #5b0e1f04
 def sky_map(log_density: Callable[[np.ndarray], np.ndarray], # unit vectors (P, 3) to (P,), any constant added
             truth: tuple[float, float]|None = None, # azimuth, zenith [rad]
             answer: tuple[float, float]|None = None, # azimuth, zenith [rad]
@@ -279,20 +300,19 @@ def sky_map(log_density: Callable[[np.ndarray], np.ndarray], # unit vectors (P, 
     ): # matplotlib Figure
     "A Mollweide map of a posterior with contours that hold 50 and 90 % of it."
     import matplotlib.pyplot as plt
-    height, azimuth = np.linspace(-np.pi/2, np.pi/2, rows), np.linspace(0, 2*np.pi, 2*rows - 1)
-    lon, lat = np.meshgrid(azimuth, height)                                            # (rows, 2 rows - 1)
-    density = log_density(direction_from_angles(lon, np.pi/2 - lat).reshape(-1, 3))        # (P,)
-    density = np.exp(density - density.max())
-    levels = credible_levels(density, np.cos(lat).ravel()).reshape(lon.shape)
-    fig, ax = plt.subplots(figsize=(8, 4.2), layout='constrained', dpi=90,
+    lon, lat, density, levels = sky_levels(log_density, rows)
+    fig, ax = plt.subplots(figsize=(8, 4.6), layout='constrained', dpi=90,
                            subplot_kw={'projection': 'mollweide'})
-    image = ax.pcolormesh(lon - np.pi, lat, density.reshape(lon.shape), cmap='Blues', shading='nearest',
-                          rasterized=True)
-    ax.contour(lon - np.pi, lat, levels, [0.5, 0.9], colors=['tab:orange', 'tab:red'], linewidths=1.2)
+    image = ax.pcolormesh(lon - np.pi, lat, density, cmap='Blues', shading='nearest', rasterized=True)
+    for share, colour in ((0.5, 'tab:orange'), (0.9, 'tab:red')):
+        ax.contour(lon - np.pi, lat, levels, [share], colors=[colour], linewidths=1.2)
+        ax.plot([], [], c=colour, label=f'holds {100*share:.0f} %')
     for spot, mark, label in ((truth, '*', 'truth'), (answer, 'x', 'answer')):
         if spot: ax.plot(spot[0] - np.pi, np.pi/2 - spot[1], mark, c='k', ms=10, label=label)
-    ax.grid(alpha=0.3); ax.legend(loc='lower right', fontsize=8)
-    ax.set_xticklabels([f'{d}°' for d in range(30, 360, 30)], fontsize=7)
-    fig.colorbar(image, shrink=0.6, label='density / its largest')
+    ax.grid(alpha=0.3); ax.legend(loc='lower right', bbox_to_anchor=(1.06, -0.08), fontsize=8)
+    ax.set_xticks(np.radians(range(-120, 121, 60)), [f'{d}°' for d in range(60, 301, 60)], fontsize=7)
+    ax.set_yticks(np.radians(range(-60, 61, 30)), [f'{d}°' for d in range(-60, 61, 30)], fontsize=7)
+    ax.set_xlabel('azimuth', fontsize=8); ax.set_ylabel('elevation: 90° minus zenith', fontsize=8)
+    fig.colorbar(image, shrink=0.6, label='probability density [1/sr]')
     ax.set_title(title, fontsize=10)
     return fig
