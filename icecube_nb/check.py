@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .detector import ICE_FILE, read_geometry
-from .preprocess import (INDICES, check_angles, folder_ice, open_parquet, read_batch, read_meta, read_pieces,
-                                   split_train_meta, to_numpy, too_many)
+from .preprocess import (INDICES, check_angles, folder_ice, open_parquet, read_batch, read_meta,
+                                   read_pieces, split_train_meta, to_numpy, too_many)
 
 # %% ../nbs/01c_check.ipynb #e7a043b3
 NOTE, EVENT, STRUCTURE = 0, 1, 2

@@ -47,7 +47,7 @@ class DataConfig:
     legacy_qe: bool = False        # published code: high-efficiency flag one sensor off
     pulse_budget: int = 0          # pulses in one forward pass; 0: `train.batch_events` events instead
     mixed_files: int = 4           # files that are open, and whose batches are shuffled together
-    ice: str = ''                  # table of the ice that the run learned with; empty: IceCube's own
+    ice: str = ''                  # table of the ice it learned with, from the data folder; empty: IceCube's
 
 # %% ../nbs/00d_config.ipynb #88b4304c
 @dataclass(frozen=True)

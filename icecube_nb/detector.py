@@ -231,14 +231,15 @@ def read_ice(
     "Reads and checks the ice table of a detector."
     columns = ['depth', 'scattering_len', 'absorption_len']
     if text is None and not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such file; give a text file with the columns {", ".join(columns)}')
+        raise FileNotFoundError(f'{path}: no such file; give a text file with the columns '
+                                f'{", ".join(columns)}')
     try: table = pd.read_csv(path if text is None else io.StringIO(text), sep=r'\s+')
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not a readable table ({str(error).strip().splitlines()[0]}): it needs a '
                          f'line `{" ".join(columns)}`, and numbers below') from None
     if not isinstance(table.index, pd.RangeIndex):      # pandas takes the first ones for names of rows
-        raise ValueError(f'{path} has rows of more than {len(table.columns)} numbers, but {len(table.columns)} '
-                         'columns: name each column in the first line')
+        raise ValueError(f'{path} has rows of more than {len(table.columns)} numbers, but so many columns: '
+                         'name each column in the first line')
     return pd.DataFrame(check_ice(table, str(path)), columns=columns)
 
 # %% ../nbs/00b_detector.ipynb #b2814539

@@ -107,7 +107,8 @@ def answering(run: Path, prepared: Prepared, # of one test batch
                 path, = answer_together(committee, prepared.test, prepared, Path(place))
                 return {name: values.copy() for name, values in read_answers(path).items()}
         return together
-    predictor, packed = load_predictor(run, device, precision), load_packed(next(iter(prepared.test.values())))
+    predictor = load_predictor(run, device, precision)
+    packed = load_packed(next(iter(prepared.test.values())))
     return lambda: answer_batch(packed, lambda c: prepared.sensors(c.data), predictor)
 
 # %% ../nbs/06_kaggle.ipynb #e663c40a
@@ -116,7 +117,8 @@ def answer_check(folder: Path, # `check` of a bundle
     ) -> tuple[pd.DataFrame, float]: # event_id, azimuth, zenith; events/s, the faster of two runs
     "Answer the events of a bundle by one of its runs, or by its ensemble."
     with tempfile.TemporaryDirectory() as cache:
-        answer, seconds = answering(run, prepare(folder, cache, splits=('test',), workers=1), device, precision), []
+        prepared, seconds = prepare(folder, cache, splits=('test',), workers=1), []
+        answer = answering(run, prepared, device, precision)
         for _ in range(2):
             began = time.perf_counter()
             said = answer()
@@ -177,7 +179,8 @@ def bundle(run: str|Path, # of the model
 # %% ../nbs/06_kaggle.ipynb #f8089e71
 def copy_run(run: Path, target: Path) -> str: # name of its settings
     "Copy what inference needs of a run's last checkpoint, once it is seen to be sound."
-    if is_ensemble(run): raise ValueError(f'{run} is an ensemble: give it as --ensemble, and a single run as --run')
+    if is_ensemble(run):
+        raise ValueError(f'{run} is an ensemble: give it as --ensemble, and a single run as --run')
     config, _, _ = load_checkpoint(run)
     target.mkdir(parents=True)
     for name in CHECKPOINT: shutil.copyfile(find_checkpoint(run)/name, target/name)
@@ -198,7 +201,8 @@ def copy_ensemble(source: Path, target: Path) -> str: # the names of its network
     configs = [copy_run(source/f'run_{i}', target/f'run_{i}') for i in numbers]
     for i in numbers:
         if about['long_runs']: copy_run(source/f'long_{i}', target/f'long_{i}')
-        if about['stacks']: copy_whole(source/f'stack_{i}', target/f'stack_{i}', ('weights.safetensors', 'stack.json'))
+        if about['stacks']:
+            copy_whole(source/f'stack_{i}', target/f'stack_{i}', ('weights.safetensors', 'stack.json'))
     copy_whole(source, target, ('ensemble.json', 'event_id.npy', *names))
     return ' + '.join(configs) + (', stacked' if about['stacks'] else '')
 
@@ -256,7 +260,7 @@ def submit(made: Bundle, check: Check, data: str|Path, # competition files
                    progress=progress or Progress('answering, events', 60.0))
     if not ensemble: return predict(data, made.run('main'), out, made.run('long'), **options)
     done = predict_ensemble(data, ensemble, out, **options)
-    done.out.with_suffix('.parquet').replace(done.out.with_name('uncertainties.parquet')) # one file is the answer
+    done.out.with_suffix('.parquet').replace(done.out.with_name('uncertainties.parquet'))
     return done
 
 def submission_words(done: Prediction) -> str:
