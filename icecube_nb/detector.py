@@ -238,7 +238,7 @@ def read_ice(
         raise ValueError(f'{path} is not a readable table ({str(error).strip().splitlines()[0]}): it needs a '
                          f'line `{" ".join(columns)}`, and numbers below') from None
     if not isinstance(table.index, pd.RangeIndex):      # pandas takes the first ones for names of rows
-        raise ValueError(f'{path} has rows of more than {len(table.columns)} numbers, but so many columns: '
+        raise ValueError(f'{path} has rows of more than {len(table.columns)} numbers: '
                          'name each column in the first line')
     return pd.DataFrame(check_ice(table, str(path)), columns=columns)
 
