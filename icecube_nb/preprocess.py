@@ -831,8 +831,9 @@ class Prepared:
         geometry, here = read_geometry(self.geometry_path), folder_ice(self.folder)
         if data is None: return sensor_features(geometry, ice_of_text(here))
         if data.ice != here:
-            warnings.warn(f'the run learned with {ice_words(data.ice)} and answers with it; {self.folder} '
-                          f'has {ice_words(here)}; train a run on these data to use that', stacklevel=2)
+            warnings.warn(f'the run learned with {ice_words(data.ice)} and answers with it, but '
+                          f'{self.folder} has {ice_words(here)}; train a run on these data to use that',
+                          stacklevel=2)
         return sensor_features(geometry, ice_of_text(data.ice), data.legacy_ice, data.legacy_qe)
 
     def learning(self, config: Config, run: str|Path # of a run that is to learn here, or to go on
