@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .detector import read_geometry
-from .preprocess import (INDICES, check_angles, open_parquet, read_batch, read_meta, read_pieces,
-                                   split_train_meta, to_numpy, too_many)
+from .detector import ICE_FILE, read_geometry
+from .preprocess import (INDICES, check_angles, folder_ice, open_parquet, read_batch, read_meta,
+                                   read_pieces, split_train_meta, to_numpy, too_many)
 
 # %% ../nbs/01c_check.ipynb #e7a043b3
 NOTE, EVENT, STRUCTURE = 0, 1, 2
@@ -105,6 +105,8 @@ def folder_faults(data: str|Path, # competition files
     data, sensors, test_ids = Path(data), 1 << 15, []
     try: sensors = len(read_geometry(data/'sensor_geometry.csv'))
     except (ValueError, OSError) as e: yield as_fault(STRUCTURE, str(e), data/'sensor_geometry.csv')
+    try: folder_ice(data)
+    except (ValueError, OSError) as e: yield as_fault(STRUCTURE, str(e), data/ICE_FILE)
     there = [s for s in ('train', 'test') if (data/f'{s}_meta.parquet').is_file()]
     if not there: yield structural(data, 'has neither train_meta.parquet nor test_meta.parquet')
     with tempfile.TemporaryDirectory() as work:

@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Che
 import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,14 +48,16 @@ class Simulate:
     seed: int = 1                # of everything that is drawn
     workers: int = 2             # processes; the files do not depend on it
     geometry: Path|None = None   # sensor_geometry.csv of another detector (default: IceCube's)
+    ice: Path|None = None        # ice_transparency.txt of another detector (default: IceCube's)
 
     def __call__(self) -> None:
-        from icecube_nb.detector import read_geometry
+        from icecube_nb.detector import read_geometry, read_ice
         from icecube_nb.progress import Progress
         from icecube_nb.simulate import write_dataset
         geometry = None if self.geometry is None else read_geometry(self.geometry)
+        ice = None if self.ice is None else read_ice(self.ice)
         folder = write_dataset(self.out, self.batches, self.events_per_batch, self.seed, self.test_events,
-                               geometry, workers=self.workers, progress=Progress('simulating, batches'))
+                               geometry, ice, self.workers, Progress('simulating, batches'))
         print(f'{self.batches} x {self.events_per_batch:,} training and {self.test_events:,} test events '
               f'are in {folder}')
 
@@ -253,12 +256,13 @@ class Bundle:
     out: Path = Path('bundle')   # folder to make; an earlier bundle is replaced
     long_run: Path|None = None   # a run fine-tuned on long events: answers those
     cheap_run: Path|None = None  # a smaller run, for when time is short (default: the line fit)
+    ensemble: Path|None = None   # folder of `icecube-nb ensemble`: answers, and --run when time is short
     owner: str = 'YOUR-KAGGLE-NAME' # goes into dataset-metadata.json
     name: str = 'icecube-nb-bundle' # of the data set on Kaggle
 
     def __call__(self) -> None:
         from icecube_nb.kaggle import bundle
-        made = bundle(self.run, self.out, self.long_run, self.cheap_run, self.owner, self.name)
+        made = bundle(self.run, self.out, self.long_run, self.cheap_run, self.owner, self.name, self.ensemble)
         listed = made.about['files'].values()
         print(f'{len(listed)} files, {sum(size for size, _ in listed)/1e6:.1f} MB, in {self.out}')
 
@@ -408,9 +412,13 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
     "Run one command."
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = parse(words)
-    try: status = command()
+    say = lambda message, *_, **__: print(f'icecube-nb {words[0]}: {message}', file=sys.stderr)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = say
+            status = command()
     except (ValueError, OSError, ImportError) as error:
-        print(f'icecube-nb {words[0]}: {error}', file=sys.stderr)
+        say(error)
         return 2
     except KeyboardInterrupt:
         print('stopped; the same command goes on from here', file=sys.stderr)

@@ -48,6 +48,7 @@ class DataConfig:
     legacy_qe: bool = False        # published code: high-efficiency flag one sensor off
     pulse_budget: int = 0          # pulses in one forward pass; 0: `train.batch_events` events instead
     mixed_files: int = 4           # files that are open, and whose batches are shuffled together
+    ice: str = ''                  # table of the ice it learned with, from the data folder; empty: IceCube's
 
 # %% ../nbs/00d_config.ipynb #88b4304c
 @dataclass(frozen=True)
@@ -167,8 +168,10 @@ def override(config: Config, # where to start from
 CONFIG_VERSION = 1
 
 def to_json(config: Config) -> str: # indented JSON text with a `version`
-    "Write `config` as text."
-    return json.dumps({'version': CONFIG_VERSION, **asdict(config)}, indent=2)
+    "Write `config` as text; it names the ice only if that is another detector's."
+    given = asdict(config)
+    if not config.data.ice: del given['data']['ice']
+    return json.dumps({'version': CONFIG_VERSION, **given}, indent=2)
 
 # %% ../nbs/00d_config.ipynb #413b49da
 def from_json(text: str, # what `to_json` wrote

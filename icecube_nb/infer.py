@@ -371,9 +371,8 @@ def answer_files(files: dict[int, Path], # batch_id to packed file
                  progress: Callable[[int, int, str], None]|None, deadline: Deadline|None = None
     ) -> tuple[int, int, int, int]: # events, hopeless ones, answered by the second, by the cheaper one
     "Answer file after file; those that are done already are kept."
-    geometry, counts, before = read_geometry(prepared.geometry_path), np.zeros(4, int), 0
-    position = geometry[['x', 'y', 'z']].to_numpy()
-    features = lambda c: sensor_features(geometry, legacy_ice=c.data.legacy_ice, legacy_qe=c.data.legacy_qe)
+    position = read_geometry(prepared.geometry_path)[['x', 'y', 'z']].to_numpy()
+    features, counts, before = lambda c: prepared.sensors(c.data), np.zeros(4, int), 0
     total = sum(len(load_packed(path)) for path in files.values())
     for batch_id, path in files.items():
         packed, target = load_packed(path), answers[batch_id]

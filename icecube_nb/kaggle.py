@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHEEL_INFO', 'CHECKPOINT', 'TOLERANCE_RAD', 'OPENING', 'SUBMISSION', 'TRAINING', 'NOTEBOOKS', 'write_wheel', 'Bundle',
-           'sha256', 'open_bundle', 'answer_check', 'write_check', 'bundle', 'copy_run', 'write_manifest', 'find_input',
-           'Check', 'self_check', 'submit', 'submission_words', 'notebook_json', 'training_batches']
+           'sha256', 'open_bundle', 'answering', 'answer_check', 'write_check', 'bundle', 'copy_run', 'write_manifest',
+           'copy_ensemble', 'find_input', 'Check', 'self_check', 'submit', 'submission_words', 'notebook_json',
+           'training_batches']
 
 # %% ../nbs/06_kaggle.ipynb #22e90427
 import base64
@@ -17,6 +18,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,10 +30,12 @@ import torch
 
 from . import __version__
 from .angles import angular_error
-from .config import cache_folder, find_checkpoint, load_checkpoint
-from .detector import read_geometry, sensor_features
-from .infer import Deadline, Prediction, answer_batch, load_predictor, predict
-from .preprocess import load_packed, prepare, written_whole
+from .config import find_checkpoint, from_json, load_checkpoint
+from .detector import ICE_FILE, ice_of_text
+from .ensemble import (answer_together, copy_whole, is_ensemble, load_committee, predict_ensemble,
+                                 read_ensemble_note)
+from .infer import Deadline, Prediction, answer_batch, load_predictor, predict, read_answers
+from .preprocess import Prepared, load_packed, prepare, written_whole
 from .progress import Progress
 from .simulate import write_dataset
 from .train import pick_device
@@ -64,10 +68,10 @@ class Bundle:
     folder: Path
     about: dict                    # manifest.json
 
-    def run(self, name: str # main, long or cheap
+    def run(self, name: str # main, long, cheap or ensemble
         ) -> Path|None:
         "The folder of a run, if the bundle has it."
-        return self.folder/name if (self.folder/name/'weights.safetensors').is_file() else None
+        return self.folder/name if name in self.about['runs'] else None
 
 def sha256(path: Path) -> str: # hexadecimal
     "Hash of a file, read piece by piece."
@@ -92,22 +96,34 @@ def open_bundle(folder: str|Path) -> Bundle:
     return Bundle(folder, about)
 
 # %% ../nbs/06_kaggle.ipynb #73c0f87a
+def answering(run: Path, prepared: Prepared, # of one test batch
+              device: str, precision: str
+    ) -> Callable[[], dict[str, np.ndarray]]: # to event_id, azimuth, zenith and more, each (B,)
+    "A run or an ensemble, loaded, and ready to answer as often as it is called."
+    if is_ensemble(run):
+        committee = load_committee(run, device, precision)
+        def together():
+            with tempfile.TemporaryDirectory() as place:
+                path, = answer_together(committee, prepared.test, prepared, Path(place))
+                return {name: values.copy() for name, values in read_answers(path).items()}
+        return together
+    predictor = load_predictor(run, device, precision)
+    packed = load_packed(next(iter(prepared.test.values())))
+    return lambda: answer_batch(packed, lambda c: prepared.sensors(c.data), predictor)
+
+# %% ../nbs/06_kaggle.ipynb #e663c40a
 def answer_check(folder: Path, # `check` of a bundle
                  run: Path, device: str = 'cpu', precision: str = 'fp32'
     ) -> tuple[pd.DataFrame, float]: # event_id, azimuth, zenith; events/s, the faster of two runs
-    "Answer the events of a bundle by one of its runs."
-    predictor, seconds = load_predictor(run, device, precision), []
+    "Answer the events of a bundle by one of its runs, or by its ensemble."
     with tempfile.TemporaryDirectory() as cache:
-        prepared = prepare(folder, cache, splits=('test',), workers=1)
-        packed = load_packed(next(iter(prepared.test.values())))
-        geometry = read_geometry(prepared.geometry_path)
-        sensors = lambda c: sensor_features(geometry, legacy_ice=c.data.legacy_ice,
-                                            legacy_qe=c.data.legacy_qe)
+        prepared, seconds = prepare(folder, cache, splits=('test',), workers=1), []
+        answer = answering(run, prepared, device, precision)
         for _ in range(2):
             began = time.perf_counter()
-            said = answer_batch(packed, sensors, predictor)
+            said = answer()
             seconds.append(time.perf_counter() - began)
-        table = pd.DataFrame({name: said[name] for name in ('event_id', 'azimuth', 'zenith')})
+    table = pd.DataFrame({name: said[name] for name in ('event_id', 'azimuth', 'zenith')})
     return table, len(table)/min(seconds)
 
 # %% ../nbs/06_kaggle.ipynb #590875b9
@@ -115,11 +131,13 @@ def write_check(folder: Path, # to be made
                 runs: list[Path], # main first
                 events: int = 200
     ) -> None:
-    "Simulate events, and note how each run answers them."
+    "Simulate events in the ice of the main run, and note how each run answers them."
+    ice = ice_of_text(from_json((runs[0]/'config.json').read_text()).data.ice)
     with tempfile.TemporaryDirectory() as place:
-        data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events)
+        data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice)
         (folder/'test').mkdir(parents=True)
-        for name in ('sensor_geometry.csv', 'test_meta.parquet'): shutil.copyfile(data/name, folder/name)
+        for path in (data/'sensor_geometry.csv', data/ICE_FILE, data/'test_meta.parquet'):
+            if path.exists(): shutil.copyfile(path, folder/path.name)
         for path in (data/'test').iterdir(): shutil.copyfile(path, folder/'test'/path.name)
     for run in runs:
         answer_check(folder, run)[0].to_csv(folder/f'answers_{run.name}.csv', index=False)
@@ -131,7 +149,8 @@ def bundle(run: str|Path, # of the model
            out: str|Path = 'bundle', # folder to make; an earlier bundle is replaced
            long_run: str|Path|None = None, # fine-tuned on long events
            cheap_run: str|Path|None = None, # smaller, for when time is short
-           owner: str = 'YOUR-KAGGLE-NAME', name: str = 'icecube-nb-bundle' # of the data set on Kaggle
+           owner: str = 'YOUR-KAGGLE-NAME', name: str = 'icecube-nb-bundle', # of the data set on Kaggle
+           ensemble: str|Path|None = None # of `icecube-nb ensemble`: answers, as long as there is time
     ) -> Bundle:
     "Make a folder that holds all a notebook on Kaggle needs; errors as in `config.load_checkpoint`."
     out = Path(out)
@@ -142,8 +161,9 @@ def bundle(run: str|Path, # of the model
     part = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
     try:
         configs = {n: copy_run(Path(r), part/n) for n, r in runs.items()}
+        if ensemble: configs['ensemble'] = copy_ensemble(Path(ensemble), part/'ensemble')
         write_wheel(part)
-        write_check(part/'check', [part/n for n in runs])
+        write_check(part/'check', [part/n for n in configs])
         for title, text in NOTEBOOKS.items(): (part/f'{title}.ipynb').write_text(notebook_json(text))
         described = {'title': name, 'id': f'{owner}/{name}', 'licenses': [{'name': 'apache-2.0'}]}
         (part/'dataset-metadata.json').write_text(json.dumps(described, indent=1) + '\n')
@@ -159,6 +179,8 @@ def bundle(run: str|Path, # of the model
 # %% ../nbs/06_kaggle.ipynb #f8089e71
 def copy_run(run: Path, target: Path) -> str: # name of its settings
     "Copy what inference needs of a run's last checkpoint, once it is seen to be sound."
+    if is_ensemble(run):
+        raise ValueError(f'{run} is an ensemble: give it as --ensemble, and a single run as --run')
     config, _, _ = load_checkpoint(run)
     target.mkdir(parents=True)
     for name in CHECKPOINT: shutil.copyfile(find_checkpoint(run)/name, target/name)
@@ -169,6 +191,20 @@ def write_manifest(folder: Path, about: dict) -> None:
     paths = sorted(p for p in folder.rglob('*') if p.is_file() and p.name != 'dataset-metadata.json')
     listed = {p.relative_to(folder).as_posix(): [p.stat().st_size, sha256(p)] for p in paths}
     (folder/'manifest.json').write_text(json.dumps(about | {'files': listed}, indent=1) + '\n')
+
+# %% ../nbs/06_kaggle.ipynb #153e804d
+def copy_ensemble(source: Path, target: Path) -> str: # the names of its networks' settings
+    "Copy what inference needs of an ensemble, once all its parts are seen to be sound."
+    load_committee(source, 'cpu', 'fp32')
+    about = read_ensemble_note(source)
+    numbers, names = range(about['members']), [f'boosters_{k}.txt' for k in range(about['config']['folds'])]
+    configs = [copy_run(source/f'run_{i}', target/f'run_{i}') for i in numbers]
+    for i in numbers:
+        if about['long_runs']: copy_run(source/f'long_{i}', target/f'long_{i}')
+        if about['stacks']:
+            copy_whole(source/f'stack_{i}', target/f'stack_{i}', ('weights.safetensors', 'stack.json'))
+    copy_whole(source, target, ('ensemble.json', 'event_id.npy', *names))
+    return ' + '.join(configs) + (', stacked' if about['stacks'] else '')
 
 # %% ../nbs/06_kaggle.ipynb #9f06bd39
 def find_input(marker: str, # name of a file that only this input has
@@ -215,12 +251,17 @@ def submit(made: Bundle, check: Check, data: str|Path, # competition files
            until: float, # on the clock of `time.monotonic`: when all must be answered
            out: str|Path = 'submission.csv', precision: str = 'auto', progress=None
     ) -> Prediction:
-    "Answer all test events by the runs of a bundle."
-    cheap = made.run('cheap')
-    deadline = Deadline(until) if cheap is None else Deadline(
-        until, load_predictor(cheap, check.device, precision), check.per_second['cheap']/2)
-    return predict(data, made.run('main'), out, made.run('long'), device=check.device, precision=precision,
-                   progress=progress or Progress('answering, events', 60.0), deadline=deadline)
+    "Answer all test events by the runs of a bundle; an ensemble's uncertainties go beside them."
+    ensemble = made.run('ensemble')
+    name = 'cheap' if made.run('cheap') else 'main' if ensemble else None
+    deadline = Deadline(until) if name is None else Deadline(
+        until, load_predictor(made.run(name), check.device, precision), check.per_second[name]/2)
+    options = dict(device=check.device, precision=precision, deadline=deadline,
+                   progress=progress or Progress('answering, events', 60.0))
+    if not ensemble: return predict(data, made.run('main'), out, made.run('long'), **options)
+    done = predict_ensemble(data, ensemble, out, **options)
+    done.out.with_suffix('.parquet').replace(done.out.with_name('uncertainties.parquet'))
+    return done
 
 def submission_words(done: Prediction) -> str:
     "What was written, and by whom it was answered."

@@ -10,16 +10,17 @@ __all__ = ['KAGGLE_FOLDERS', 'EXACT', 'COARSE_TIME_NS', 'CHARGE_UNIT_PE', 'LARGE
            'check_angles', 'fit_angle_bins', 'check_ranges', 'whole_events', 'find_fault', 'time_order',
            'encode_pulses', 'range_rows', 'Ranges', 'encode_events', 'pack_events', 'read_batch', 'checksum',
            'write_packed', 'PackedBatch', 'load_packed', 'Job', 'read_meta', 'to_float32', 'bad_words', 'too_many',
-           'read_sound', 'pack_batch', 'run_job', 'run_jobs', 'packed_folder', 'Prepared', 'open_prepared', 'plan_jobs',
-           'remove_leftovers', 'remove_stale', 'locked', 'keep_angle_bins', 'prepare', 'split_batches']
+           'read_sound', 'folder_ice', 'pack_batch', 'run_job', 'run_jobs', 'packed_folder', 'Prepared',
+           'open_prepared', 'plan_jobs', 'remove_leftovers', 'remove_stale', 'locked', 'keep_angle_bins',
+           'keep_detector', 'prepare', 'split_batches']
 
 # %% ../nbs/01_preprocess.ipynb #2b634a41
-import hashlib, json, multiprocessing, os, time, zlib
+import hashlib, json, multiprocessing, os, time, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .config import cache_folder
-from .detector import read_geometry
+from .config import Config, DataConfig, cache_folder, find_checkpoint, from_json
+from .detector import (ICE_FILE, ice_of_text, ice_text, ice_words, read_geometry, read_ice,
+                                 sensor_features)
 
 # %% ../nbs/01_preprocess.ipynb #86fce4a5
 KAGGLE_FOLDERS = ('/kaggle/input/icecube-neutrinos-in-deep-ice',
@@ -721,6 +723,13 @@ def read_sound(job: Job,
     def short(fault): return next((fault.replace(p, n) for p, n in names.items() if p in fault), fault)
     return batch, {str(meta['event_id'][b]): short(bad[b]) for b in sorted(bad)}
 
+# %% ../nbs/01_preprocess.ipynb #66b77823
+def folder_ice(folder: Path # of data, or prepared
+    ) -> str: # of `detector.ice_text`; '' for IceCube's own
+    "The ice of a folder; ValueError for a bad table."
+    path = folder/ICE_FILE
+    return ice_text(read_ice(path)) if path.exists() else ''
+
 # %% ../nbs/01_preprocess.ipynb #448d3dfe
 def pack_batch(job: Job
     ) -> str: # one line that says what was done
@@ -730,7 +739,8 @@ def pack_batch(job: Job
         raise FileNotFoundError(f'{job.source} does not exist, but the meta file lists batch {job.batch_id}; '
                                 'copy it there, or name the batches to prepare')
     meta, began = read_meta(job.meta), time.perf_counter()
-    made_of = fingerprint(job.split, job.source, job.geometry.read_bytes(),
+    detector = job.geometry.read_bytes() + folder_ice(job.geometry.parent).encode()
+    made_of = fingerprint(job.split, job.source, detector,
                           *(name.encode() + values.tobytes() for name, values in meta.items()))
     try:
         old = load_packed(job.target, check=False) # its header alone: the rest is for whoever reads it
@@ -803,7 +813,7 @@ def packed_folder(data: str|Path # a competition-format folder
 # %% ../nbs/01_preprocess.ipynb #de8e0374
 @dataclass(frozen=True)
 class Prepared:
-    "A prepared folder: packed batches by id, geometry and angle bins."
+    "A prepared folder: packed batches by id, geometry, ice and angle bins."
     folder: Path
     train: dict[int, Path]         # batch_id to packed file, ascending
     test: dict[int, Path]
@@ -815,6 +825,25 @@ class Prepared:
         path = self.folder/'angle_bins_128.json'
         return AngleBins.from_json(path.read_text()) if path.is_file() else None
 
+    def sensors(self, data: DataConfig|None = None # settings of a run; None: the folder as it is
+        ) -> np.ndarray: # (S, 6) of `detector.sensor_features`
+        "What a network is told about each sensor. A run keeps the ice it learned with, and warns of another."
+        geometry, here = read_geometry(self.geometry_path), folder_ice(self.folder)
+        if data is None: return sensor_features(geometry, ice_of_text(here))
+        if data.ice != here:
+            warnings.warn(f'the run learned with {ice_words(data.ice)} and answers with it, but '
+                          f'{self.folder} has {ice_words(here)}; train a run on these data to use that',
+                          stacklevel=2)
+        return sensor_features(geometry, ice_of_text(data.ice), data.legacy_ice, data.legacy_qe)
+
+    def learning(self, config: Config, run: str|Path # of a run that is to learn here, or to go on
+        ) -> Config:
+        "The settings with this folder's ice, or with that of the run if it has begun."
+        try: path = find_checkpoint(run)/'config.json'; ice = from_json(path.read_text(), str(path)).data.ice
+        except FileNotFoundError: ice = folder_ice(self.folder)
+        return replace(config, data=replace(config.data, ice=ice))
+
+# %% ../nbs/01_preprocess.ipynb #b7617edc
 def open_prepared(folder: str|Path # a folder that `prepare` filled
     ) -> Prepared: # with all packed batches that are there
     "Look at a prepared folder without making anything; FileNotFoundError if it is none."
@@ -900,6 +929,16 @@ def keep_angle_bins(meta_path: Path, # train_meta.parquet
     found = fit_angle_bins(meta_path, skip=skip).to_dict()
     with written_whole(path) as part: part.write_text(json.dumps(found | {'fingerprint': made_of}))
 
+# %% ../nbs/01_preprocess.ipynb #98d89231
+def keep_detector(data: Path, folder: Path) -> None: # competition files; prepared folder
+    "Copy the tables of sensors and ice where they are new, and drop an ice table that is gone."
+    for name in ('sensor_geometry.csv', ICE_FILE):
+        source, target = data/name, folder/name
+        if not source.is_file(): target.unlink(missing_ok=True); continue
+        content = source.read_bytes()
+        if target.is_file() and target.read_bytes() == content: continue
+        with written_whole(target) as part: part.write_bytes(content)
+
 # %% ../nbs/01_preprocess.ipynb #1f132827
 def prepare(data: str|Path, # competition files
             cache: str|Path|None = None, # prepared folder; None is `packed_folder(data)`
@@ -915,18 +954,17 @@ def prepare(data: str|Path, # competition files
         raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
     if len(read_geometry(data/'sensor_geometry.csv')) > 1 << 15: # also raises for a bad one
         raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
+    folder_ice(data)                                                # raises for a bad one
     folder = Path(cache) if cache else packed_folder(data)
     with locked(folder, progress):
         remove_leftovers(folder)
-        geometry, sensors = folder/'sensor_geometry.csv', (data/'sensor_geometry.csv').read_bytes()
-        if not geometry.is_file() or geometry.read_bytes() != sensors:
-            with written_whole(geometry) as part: part.write_bytes(sensors)
+        keep_detector(data, folder)
         jobs = plan_jobs(data, folder, splits, None if batches is None else list(batches), skip)
         if any(job.split == 'train' for job in jobs): keep_angle_bins(data/'train_meta.parquet', folder, skip)
         if batches is None: remove_stale(folder, jobs)
         run_jobs(jobs, workers, progress)
     of_split = {s: {job.batch_id: job.target for job in jobs if job.split == s} for s in ('train', 'test')}
-    return Prepared(folder, of_split['train'], of_split['test'], geometry)
+    return Prepared(folder, of_split['train'], of_split['test'], folder/'sensor_geometry.csv')
 
 # %% ../nbs/01_preprocess.ipynb #56dc8ea9
 def split_batches(batch_ids: Iterable[int] # those that are prepared, at least two

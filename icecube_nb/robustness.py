@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .detector import ice_table
+from .detector import ICE_FILE, ice_table
 from .preprocess import reading, writing
 
 # %% ../nbs/05c_robustness.ipynb #7c57eb24
@@ -56,7 +56,7 @@ def spoil(data: str|Path, # competition-format folder with test files
         parts = [spoil_batch(data, part, batch, rows, change, np.random.default_rng([seed, batch]))
                  for batch, rows in meta.groupby('batch_id')]
         pd.concat(parts).loc[meta.index].to_parquet(part/'test_meta.parquet', index=False)
-        for name in ('sensor_geometry.csv', 'sample_submission.parquet', 'test_truth.parquet'):
+        for name in ('sensor_geometry.csv', ICE_FILE, 'sample_submission.parquet', 'test_truth.parquet'):
             if (data/name).is_file(): shutil.copy(data/name, part)
         part.rename(out)
     finally: shutil.rmtree(part, ignore_errors=True)

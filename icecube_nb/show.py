@@ -60,16 +60,13 @@ def network_arrow(
     colour: str = ANSWER_COLOURS[0],
 ) -> Arrow:
     "What a network answers for an event; its batch is packed first where that is not done."
-    from icecube_nb.detector import sensor_features
     from icecube_nb.infer import answer_events, load_predictor
     from icecube_nb.preprocess import load_packed, prepare
     who = load_predictor(run, device)
     prepared = prepare(data, batches=[found.batch_id], splits=(found.split,))
     packed = load_packed({'train': prepared.train, 'test': prepared.test}[found.split][found.batch_id])
-    data_config = who.config.data
-    sensors = sensor_features(read_geometry(prepared.geometry_path), legacy_ice=data_config.legacy_ice,
-                              legacy_qe=data_config.legacy_qe)                  # (S, 6)
-    said = answer_events(who, packed, np.flatnonzero(packed.event_id == found.event_id), sensors)
+    rows = np.flatnonzero(packed.event_id == found.event_id)
+    said = answer_events(who, packed, rows, prepared.sensors(who.config.data))
     kind = 'vector' if 'vector_azimuth' in said else 'classes'
     azimuth, zenith, kappa = (float(said[f'{kind}_{n}'][0]) for n in ('azimuth', 'zenith', 'confidence'))
     cone = float(cone_angle(kappa, share)) if kind == 'vector' else None

@@ -22,7 +22,8 @@ from typing import Callable
 import numpy as np, pandas as pd
 from .angles import direction_from_angles
 from .config import cache_folder
-from .detector import check_geometry, geometry_table, high_efficiency, ice_at_depth, ice_table
+from .detector import (ICE_FILE, check_geometry, geometry_table, high_efficiency, ice_at_depth,
+                                 ice_table, ice_text)
 
 # %% ../nbs/00c_simulate.ipynb #e3527d78
 LIGHT_M_NS = 0.299792458                      # speed of light in vacuum, m/ns
@@ -545,7 +546,7 @@ def write_dataset(
     for name, value in counts.items():
         if value < 1: raise ValueError(f'{name} is {value}; it must be at least 1')
     geometry = geometry_table() if geometry is None else check_geometry(geometry)
-    ice = ice_table() if ice is None else ice
+    own, ice = ice_text(ice), ice_table() if ice is None else ice      # '' for the South Pole's
     out, note = Path(out), parameters(batches, events_per_batch, seed, test_events, geometry, ice)
     if is_made(out, note): return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -554,6 +555,7 @@ def write_dataset(
         array = Array.from_tables(geometry, ice)
         write_meta(temporary, write_batches(temporary, note, array, workers, progress), batches + 1)
         geometry[['sensor_id', 'x', 'y', 'z']].to_csv(temporary / 'sensor_geometry.csv', index=False)
+        if own: (temporary / ICE_FILE).write_text(own)
         (temporary / 'simulation.json').write_text(json.dumps(note, indent=1))
         temporary.chmod(0o755)
         try: os.replace(temporary, out)

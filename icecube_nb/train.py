@@ -487,10 +487,9 @@ def train(prepared: Prepared, # of `preprocess.prepare`
     if not prepared.train:
         raise ValueError(f'{prepared.folder} has no training files; prepare a folder with train_meta.parquet')
     train_ids, validation_ids = split_batches(prepared.train)
-    state = begin_state(prepared, run, config, device, start_from, team)
+    state = begin_state(prepared, run, prepared.learning(config, run), device, start_from, team)
     c = state.config
-    sensors = sensor_features(read_geometry(prepared.geometry_path), legacy_ice=c.data.legacy_ice,
-                              legacy_qe=c.data.legacy_qe)
+    sensors = prepared.sensors(c.data)
     source = TrainingEvents([prepared.train[i] for i in train_ids], sensors, c.model.features, c.data,
                             c.train.batch_events, c.train.seed)
     held_out = load_packed(prepared.train[validation_ids[0]]) if validation_ids else None
