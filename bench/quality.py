@@ -64,7 +64,6 @@ ARMS = {
     'muon 0.005': ('deep', {'train.muon_scale': 10}),
     'batch 128': ('deep', {'train.batch_events': 128}),
     'batch 128, lr 7e-4': ('deep', {'train.batch_events': 128, 'train.max_lr': 7e-4}),
-    'waves': ('deep', {'model.waves': 6}),
     'neck 256': ('deep', {'model.neck': 256}),
     # an earlier state: deep without nearby and query-key norm, and that without one idea
     'earlier': ('deep', EARLIER),

@@ -34,7 +34,6 @@ class ModelConfig:
     activation: str = 'gelu_tanh'  # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU
     rotary: bool = False           # attention turns queries and keys by each pulse's time and place
     qk_norm: bool = False          # attention brings queries and keys to one length first
-    waves: int = 0                 # scales of the sines and cosines of centred time and place; 0: none
     event_summary: bool = False    # add the event's line fit, centre and extent to the pooled vector
 
 # %% ../nbs/00d_config.ipynb #51da7a20
