@@ -409,7 +409,7 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = parse(words)
     try: status = command()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f'icecube-nb {words[0]}: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
