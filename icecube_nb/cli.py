@@ -417,7 +417,7 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
         with warnings.catch_warnings():
             warnings.showwarning = say
             status = command()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         say(error)
         return 2
     except KeyboardInterrupt:

@@ -146,7 +146,7 @@ def _cast(old, value, key: str):
             return tuple(float(v) for v in (value.split(',') if isinstance(value, str) else value))
         if isinstance(old, int) and float(value) != int(float(value)): raise ValueError
         return type(old)(float(value)) if isinstance(old, int) else type(old)(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f'{key} must be {type(old).__name__} like {old!r}, not {value!r}') from None
 
 # %% ../nbs/00d_config.ipynb #387983cb
@@ -183,8 +183,11 @@ def from_json(text: str, # what `to_json` wrote
     if version != CONFIG_VERSION:
         raise ValueError(f'{source} has config version {version}, this package reads {CONFIG_VERSION}; '
                          'install the release that wrote it')
-    settings = {f'{group}.{key}': value for group in ('model', 'data', 'train')
-                for key, value in given.pop(group, {}).items()}
+    try: settings = {f'{group}.{key}': value for group in ('model', 'data', 'train')
+                     for key, value in given.pop(group, {}).items()}
+    except AttributeError:
+        raise ValueError(f'{source}: model, data and train must each hold settings by name; write it with '
+                         '`to_json`') from None
     name = given.pop('name', '')
     if given:
         raise ValueError(f'{source} has the unknown entry {next(iter(given))!r}; a later release may read it')
@@ -209,8 +212,10 @@ def check_files(folder: Path # a checkpoint folder
     "ValueError names the first file that is not as it was written; a folder without checksums passes."
     path = folder/'checksums.json'
     if not path.is_file(): return # the first checkpoints, and converted ones, have none
-    try: sums = dict(json.loads(path.read_bytes()))
-    except ValueError: raise ValueError(f'{path} is broken; copy it again or use an earlier step') from None
+    try: sums = json.loads(path.read_bytes())
+    except ValueError: sums = None
+    if not isinstance(sums, dict):
+        raise ValueError(f'{path} is broken; copy it again or use an earlier step')
     for name in sorted(sums):
         if (folder/name).is_file() and _checksum(folder/name) != sums[name]:
             raise ValueError(f'{folder/name} is not as it was written; copy it again or use an earlier step '
@@ -268,14 +273,15 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
         if not (folder/name).exists():
             raise ValueError(f'{folder} has no {name}; copy the whole checkpoint folder')
     check_files(folder)
-    config = from_json((folder/'config.json').read_text(), str(folder/'config.json'))
+    config = from_json((folder/'config.json').read_text(errors='replace'), str(folder/'config.json'))
     try: weights = load_file(folder/'weights.safetensors')
     except Exception as e:
         raise ValueError(f'{folder/"weights.safetensors"} is broken ({e}); copy it again or use an earlier '
                          'step') from None
-    try: bins = json.loads((folder/'angle_bins.json').read_text())
-    except json.JSONDecodeError:
-        raise ValueError(f'{folder/"angle_bins.json"} is not JSON; copy it again') from None
+    try: bins = {name: list(values) for name, values in
+                 json.loads((folder/'angle_bins.json').read_bytes()).items()}
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f'{folder/"angle_bins.json"} holds no angle bins; copy it again') from None
     for angle in ('azimuth', 'zenith'):
         wanted, found = getattr(config.model, f'{angle}_bins'), bins.get(f'{angle}_centres')
         if found is not None and len(found) != wanted:

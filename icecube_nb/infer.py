@@ -6,8 +6,8 @@
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'ANSWERS', 'SUMMARIES', 'Predictor', 'export_run', 'load_predictor', 'decoded',
            'micro_batches', 'fill_rows', 'answer_micro_batch', 'answer_events', 'fallback_direction', 'final_answer',
            'line_fit_packed', 'Deadline', 'answer_rest', 'answer_batch', 'write_answers', 'read_answers', 'answers_of',
-           'submission_table', 'Prediction', 'predict', 'answer_files', 'event_summaries', 'summaries_of',
-           'method_errors']
+           'sample_rows', 'check_events', 'submission_table', 'Prediction', 'predict', 'answer_files',
+           'event_summaries', 'summaries_of', 'method_errors']
 
 # %% ../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,9 @@ from .engines import export_onnx, load_engine
 from .evaluate import constant_guess, line_fit, line_fit_velocity
 from .losses import Bins, decode_bins, decode_vector, make_bins
 from .model import Model, Output, load_weights
-from .preprocess import (PackedBatch, Prepared, decode_charge, decode_time, fingerprint,
-                                   load_packed, prepare, reading, written_whole)
+from .preprocess import (PackedBatch, Prepared, checksum, decode_charge, decode_time, fingerprint,
+                                   load_packed, open_parquet, prepare, reading, remove_leftovers, to_numpy,
+                                   written_whole)
 from .pulses import feature_names
 from .train import PRECISION, pick_device, pick_precision
 
@@ -274,34 +276,82 @@ def write_answers(path: Path, # the file to be made
     arrays = [pa.array(v) if v.ndim == 1 else
               pa.FixedSizeListArray.from_arrays(v.reshape(-1), v.shape[1]) for v in columns.values()]
     batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
-    batch = batch.replace_schema_metadata({'answers_of': made_of})
+    about = {'answers_of': made_of}
+    batch = batch.replace_schema_metadata(about | {'checksum': checksum(about, columns.values())})
     with written_whole(path) as part, pa.OSFile(str(part), 'wb') as sink:
         with pa.ipc.new_file(sink, batch.schema) as writer: writer.write_batch(batch)
 
 # %% ../nbs/04_infer.ipynb #672f5f08
+def _map_answers(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    "Header and columns of a file of answers, views of the file where possible."
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    batch.validate()
+    def array(column):
+        if not pa.types.is_fixed_size_list(column.type): return column.to_numpy(zero_copy_only=False)
+        return column.values.to_numpy().reshape(-1, column.type.list_size)
+    about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
+    return about, {name: array(batch[name]) for name in batch.schema.names}
+
+@lru_cache(maxsize=4096)
+def _check_answers(path: Path, size: int, mtime_ns: int, inode: int) -> None:
+    "Check all bytes of a file of answers; the later arguments tell one state of the file from another."
+    about, columns = _map_answers(path)
+    if about.get('checksum') != checksum(about, columns.values()):
+        raise ValueError('its checksum is another: some bytes have changed')
+
 def read_answers(path: str|Path, # a file of `write_answers`
                  names: list[str]|None = None # which columns; None is all
     ) -> dict[str, np.ndarray]: # name to (B,) or (B, n), views of the file where possible
     "Map the answers to one batch into memory; ValueError if the file is damaged or lacks a column."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; make it with `predict --dump`')
-    try: batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (OSError, pa.ArrowException) as e:
-        raise ValueError(f'{path} is not a whole file of answers ({str(e).splitlines()[0].rstrip(".")}); '
-                         'remove it and run `predict` again') from None
-    names = batch.schema.names if names is None else names
-    for name in names:
-        if name not in batch.schema.names:
-            raise ValueError(f'{path} has no column {name}; it has {", ".join(batch.schema.names)}')
-    def array(column):
-        if not pa.types.is_fixed_size_list(column.type): return column.to_numpy(zero_copy_only=False)
-        return column.values.to_numpy().reshape(-1, column.type.list_size)
-    return {name: array(batch[name]) for name in names}
+    try:
+        info = path.stat()
+        _check_answers(path, info.st_size, info.st_mtime_ns, info.st_ino)
+        _, columns = _map_answers(path)
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip('.')
+        raise ValueError(f'{path} is not a whole file of answers ({reason}); remove it and run `predict` '
+                         'again') from None
+    for name in names or ():
+        if name not in columns: raise ValueError(f'{path} has no column {name}; it has {", ".join(columns)}')
+    return columns if names is None else {name: columns[name] for name in names}
 
+# %% ../nbs/04_infer.ipynb #f4d0a001
 def answers_of(path: Path) -> str: # '' if there is no whole file
     "What the answers in a file were made of."
-    try: return pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b'answers_of'].decode()
-    except (OSError, pa.ArrowException, KeyError, TypeError): return ''
+    try: read_answers(path, [])
+    except (OSError, ValueError): return ''
+    return _map_answers(path)[0].get('answers_of', '')
+
+# %% ../nbs/04_infer.ipynb #f4d0a002
+def sample_rows(event_id: np.ndarray, # (E,) all test events
+                sample: Path # the sample submission
+    ) -> np.ndarray: # (E,) where in `event_id` each of its rows is
+    "ValueError if the sample cannot be read, or asks for other events."
+    file = open_parquet(sample, {'event_id': 'an integer'})
+    with reading(sample): column = file.read(['event_id'], use_threads=False)['event_id'].combine_chunks()
+    ids = to_numpy(column, 'event_id', sample, 0)
+    unique, count = np.unique(ids, return_counts=True)
+    if len(unique) < len(ids):
+        raise ValueError(f'{sample} asks for event {unique[np.argmax(count)]} twice; take one away')
+    if len(odd := np.setxor1d(unique, event_id)):
+        raise ValueError(f'{sample} and the test events differ, first in event {odd[0]} ({len(ids):,} and '
+                         f'{len(event_id):,} events); take both from the same folder, or remove the sample')
+    return pd.Index(event_id).get_indexer(ids)
+
+def check_events(event_id: np.ndarray, # (E,) all test events
+                 data: Path # competition-format folder
+    ) -> Path|None: # the sample submission, if there is one
+    "Before a long job: ValueError if an event is there twice, or the sample asks for others."
+    unique, count = np.unique(event_id, return_counts=True)
+    if len(unique) < len(event_id):
+        raise ValueError(f'{data/"test_meta.parquet"} lists event {unique[np.argmax(count)]} twice; take one '
+                         'away')
+    sample = data/'sample_submission.parquet'
+    if not sample.is_file(): return None
+    sample_rows(event_id, sample)
+    return sample
 
 # %% ../nbs/04_infer.ipynb #0eef71d3
 def submission_table(answers: list[Path], # files of `write_answers`
@@ -311,15 +361,7 @@ def submission_table(answers: list[Path], # files of `write_answers`
     parts = [read_answers(path, ['event_id', 'azimuth', 'zenith']) for path in answers]
     table = pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
     if sample is None: return table
-    with reading(sample): wanted = pd.read_parquet(sample)
-    if 'event_id' not in wanted: raise ValueError(f'{sample} has no column event_id; copy it again')
-    ids = wanted['event_id'].to_numpy('int64')
-    row = pd.Index(table['event_id']).get_indexer(ids)
-    if (row < 0).any() or len(ids) != len(table):
-        odd = sorted(set(ids.tolist()) ^ set(table['event_id'].tolist()), key=abs)[0]
-        raise ValueError(f'{sample} and the test events differ, first in event {odd} ({len(ids):,} and '
-                         f'{len(table):,} events); take both from the same folder, or remove the sample')
-    return table.iloc[row].reset_index(drop=True)
+    return table.iloc[sample_rows(table['event_id'].to_numpy(), sample)].reset_index(drop=True)
 
 # %% ../nbs/04_infer.ipynb #afc8f225
 class Prediction(NamedTuple):
@@ -352,11 +394,15 @@ def predict(data: str|Path, # competition-format folder with test files
                        on_bad_event='skip')
     files = prepared.test if batches is None else prepared.train | prepared.test
     if not files: raise ValueError(f'{data}/test_meta.parquet lists no batches; copy it again')
+    sample = None
+    if batches is None:
+        ids = [load_packed(path, check=False).event_id for path in files.values()]
+        sample = check_events(np.concatenate(ids), data)
     folder = Path(dump) if dump else out.with_name(f'.{out.name}.parts')
     answers = {b: folder/f'answers_{b}.arrow' for b in files}
+    remove_leftovers(folder)
     counts = answer_files(files, answers, who, prepared, decode, answer, bool(dump), progress, deadline)
-    sample = data/'sample_submission.parquet'
-    table = submission_table(list(answers.values()), sample if batches is None and sample.is_file() else None)
+    table = submission_table(list(answers.values()), sample)
     with written_whole(out) as part: table.to_csv(part, index=False)
     if not dump: shutil.rmtree(folder, ignore_errors=True)
     bad = [load_packed(path, check=False).bad_events for path in files.values()]

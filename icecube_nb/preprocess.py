@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from .config import Config, DataConfig, cache_folder, find_checkpoint, from_json
 from .detector import (ICE_FILE, ice_of_text, ice_text, ice_words, read_geometry, read_ice,
                                  sensor_features)
+from .progress import end_with_parent
 
 # %% ../nbs/01_preprocess.ipynb #86fce4a5
 KAGGLE_FOLDERS = ('/kaggle/input/icecube-neutrinos-in-deep-ice',
@@ -133,6 +134,8 @@ def open_parquet(path: str|Path, # the file
     for name, kind in kinds.items():
         if name not in schema.names:
             raise ValueError(f'{path} has no column {name}; it has {", ".join(schema.names)}')
+        if schema.names.count(name) > 1:
+            raise ValueError(f'{path} has the column {name} twice; take one away')
         if not KINDS[kind](schema.field(name).type):
             raise ValueError(f'{path}: column {name} is {schema.field(name).type}, must be {kind}; '
                              'write it as such')
@@ -152,7 +155,9 @@ def to_numpy(column: pa.Array, # of any integer, float or boolean type
     if pa.types.is_integer(column.type) and column.type != pa.int64() and name != 'sensor_id':
         try: column = column.cast(pa.int64())
         except pa.ArrowInvalid:
-            raise ValueError(f'{path}: {name} does not fit into int64; use smaller numbers') from None
+            at = row + int(np.argmax(column.to_numpy() >= 2**63))
+            raise ValueError(f'{path} row {at}: {name} does not fit into int64; use smaller numbers'
+                             ) from None
     return column.to_numpy(zero_copy_only=False)
 
 # %% ../nbs/01_preprocess.ipynb #28f15982
@@ -782,7 +787,8 @@ def run_jobs(jobs: list[Job],
     try:
         if workers > 1 and len(jobs) > 1:
             from icecube_nb import preprocess
-            pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context('spawn'))
+            pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context('spawn'),
+                                       end_with_parent)
             futures = [pool.submit(preprocess.run_job, tuple(job)) for job in jobs]
             results = (f.result() for f in as_completed(futures))
         else: results = map(run_job, jobs)
@@ -790,8 +796,8 @@ def run_jobs(jobs: list[Job],
             if error: errors.append(error)
             if progress: progress(done, len(jobs), line)
     except BrokenProcessPool:
-        raise RuntimeError('a packing process died: out of memory, or a script that calls prepare outside of '
-                           '`if __name__ == "__main__":`; use workers=1') from None
+        raise ChildProcessError('a packing process died: out of memory, or a script that calls prepare '
+                                'outside of `if __name__ == "__main__":`; use workers=1') from None
     finally:
         if pool: pool.shutdown(cancel_futures=True)
     if errors:
@@ -876,7 +882,7 @@ def plan_jobs(data: Path, folder: Path, # competition files; prepared folder
 
 # %% ../nbs/01_preprocess.ipynb #076dfbd3
 def remove_leftovers(folder: Path, # prepared folder
-                     older_seconds: float = 3600 # younger files may belong to a process at work
+                     older_seconds: float = 3600 # younger ones may belong to a process at work
     ) -> None:
     "Remove old temporary files of `written_whole` and `spill_meta`."
     for part in folder.glob('**/.*.part'):
@@ -898,7 +904,7 @@ def remove_stale(folder: Path, # prepared folder
 @contextmanager
 def locked(folder: Path, # made if it is not there
            progress: Callable[[int, int, str], None]|None = None # is told if there is a wait
-    ) -> Iterator[None]:
+    ) -> Iterator[bool]: # whether this process is alone there
     "One process at a time; on systems or file systems without such locks, as many as come."
     with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -907,6 +913,7 @@ def locked(folder: Path, # made if it is not there
             raise OSError # a worker that runs an unguarded script again must fail, not wait for its parent
         handle = os.open(folder, os.O_RDONLY)
     except (ImportError, OSError): handle = None
+    alone = False
     try:
         if handle is not None:
             with suppress(OSError):
@@ -914,7 +921,8 @@ def locked(folder: Path, # made if it is not there
                 except BlockingIOError:
                     if progress: progress(0, 1, f'waiting for another process that prepares {folder}')
                     fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+                alone = True
+        yield alone
     finally:
         if handle is not None: os.close(handle)
 
@@ -956,8 +964,8 @@ def prepare(data: str|Path, # competition files
         raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
     folder_ice(data)                                                # raises for a bad one
     folder = Path(cache) if cache else packed_folder(data)
-    with locked(folder, progress):
-        remove_leftovers(folder)
+    with locked(folder, progress) as alone:
+        remove_leftovers(folder, -1 if alone else 3600)
         keep_detector(data, folder)
         jobs = plan_jobs(data, folder, splits, None if batches is None else list(batches), skip)
         if any(job.split == 'train' for job in jobs): keep_angle_bins(data/'train_meta.parquet', folder, skip)

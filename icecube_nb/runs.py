@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import signal
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -29,18 +28,22 @@ from .config import from_json
 def append_log(run: str|Path, row: dict) -> dict: # the row
     "One more line of `run/log.jsonl`."
     path = Path(run)/'log.jsonl'
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(row) + '\n'
-    with open(path, 'ab+') as file:
-        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b'\n': text = '\n' + text
-        file.write(text.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, 'ab+') as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b'\n': text = '\n' + text
+            file.write(text.encode())
+    except OSError as e:
+        raise OSError(f'{path} cannot be written ({e.strerror}); free space or choose another folder'
+                      ) from None
     return row
 
 # %% ../nbs/03c_runs.ipynb #f6519391
 def log_rows(run: str|Path) -> list[dict]: # none if there is no log yet
     "All whole lines of the log of a run."
     path, rows = Path(run)/'log.jsonl', []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
         try: rows.append(json.loads(line))
         except json.JSONDecodeError: pass
     return [row for row in rows if isinstance(row, dict)]
@@ -169,12 +172,18 @@ class RunSummary:
     seconds: float     # at work
     best_error: float  # rad, smallest mean error on validation events; NaN if there is none
     precision: str     # of the last step
+    fault: str = ''    # why it cannot be read
 
 def count_weights(path: Path # a safetensors file
     ) -> int:
     "How many numbers a file holds, from its header."
-    with open(path, 'rb') as file: header = json.loads(file.read(struct.unpack('<Q', file.read(8))[0]))
-    return sum(math.prod(entry['shape']) for name, entry in header.items() if name != '__metadata__')
+    with open(path, 'rb') as file:
+        length, most = int.from_bytes(file.read(8), 'little'), path.stat().st_size
+        try:
+            header = json.loads(file.read(min(length, most)))
+            return sum(math.prod(entry['shape']) for name, entry in header.items() if name != '__metadata__')
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f'{path} is broken; copy it again or remove this checkpoint') from None
 
 # %% ../nbs/03c_runs.ipynb #5afcd763
 def summarise_run(run: str|Path # a run folder
@@ -195,19 +204,25 @@ def summarise_run(run: str|Path # a run folder
 
 def list_runs(folder: str|Path # that holds run folders, at any depth
     ) -> list[RunSummary]: # the run that was active last comes first
-    "All runs below `folder`."
+    "All runs below `folder`; one that cannot be read is listed with its fault."
+    def summary(run):
+        try: return summarise_run(run)
+        except (ValueError, OSError) as e: fault = str(e).replace('\n', ' ')
+        except TypeError: fault = f'{run}/log.jsonl has entries of another kind; take them out'
+        return RunSummary(run, 'broken', 0, 0, 0, 0.0, math.nan, '-', fault)
     logs = sorted(Path(folder).glob('**/log.jsonl'), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [summarise_run(log.parent) for log in logs]
+    return [summary(log.parent) for log in logs]
 
 # %% ../nbs/03c_runs.ipynb #1e11ccf1
 def format_runs(runs: list[RunSummary], # of `list_runs`
                 folder: str|Path # names are shown relative to it
     ) -> str: # a table in plain text
-    "One line a run."
+    "One line a run, and below them what is wrong with the broken ones."
     rows = [('run', 'preset', 'parameters', 'steps', 'events', 'hours', 'precision', 'best error [rad]')]
     rows += [(str(r.path.relative_to(folder)), r.preset, f'{r.parameters:,}', f'{r.steps:,}', f'{r.events:,}',
               f'{r.seconds/3600:.2f}', r.precision, f'{r.best_error:.4f}') for r in runs]
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))]
                for row in rows]
-    return '\n'.join('  '.join(row).rstrip() for row in aligned)
+    faults = [f'broken: {r.fault}' for r in runs if r.fault]
+    return '\n'.join(['  '.join(row).rstrip() for row in aligned] + faults)

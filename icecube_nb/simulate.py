@@ -24,6 +24,7 @@ from .angles import direction_from_angles
 from .config import cache_folder
 from .detector import (ICE_FILE, check_geometry, geometry_table, high_efficiency, ice_at_depth,
                                  ice_table, ice_text)
+from .progress import end_with_parent
 
 # %% ../nbs/00c_simulate.ipynb #e3527d78
 LIGHT_M_NS = 0.299792458                      # speed of light in vacuum, m/ns
@@ -521,7 +522,7 @@ def write_batches(folder: Path, note: dict, array: Array, workers: int, progress
             done[batch] = write_batch(*job)
             if progress: progress(len(done), test)
         return done
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+    with ProcessPoolExecutor(workers, get_context('spawn'), end_with_parent) as pool:
         futures = {batch: pool.submit(write_batch, *job) for batch, job in jobs.items()}
         for batch, future in futures.items():
             done[batch] = future.result()

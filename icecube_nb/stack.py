@@ -8,6 +8,7 @@ __all__ = ['TRUTH', 'STACKS', 'Dump', 'open_dump', 'part_of', 'usable_rows', 'ne
            'run_epoch', 'refuse_nan', 'keep', 'resume', 'save_stack', 'read_stack_note', 'load_stack', 'stack_answers']
 
 # %% ../nbs/05_stack.ipynb #52875c33
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .angles import angular_error, direction_from_angles
 from .infer import answers_of, read_answers
 from .losses import decode_vector, vector_loss
-from .preprocess import fingerprint, written_whole
+from .preprocess import fingerprint, writing, written_whole
 
 # %% ../nbs/05_stack.ipynb #02a0048e
 TRUTH = ('true_azimuth', 'true_zenith')
@@ -245,7 +246,7 @@ def fit_stack(dump: Dump, # of batches that the network did not learn from
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.max_lr, config.epochs*steps, pct_start=config.pct_start,
         div_factor=config.div_factor, final_div_factor=config.final_div_factor, cycle_momentum=False)
-    run.mkdir(parents=True, exist_ok=True)
+    with writing(run): run.mkdir(parents=True, exist_ok=True)
     for epoch in range(resume(run, made_of, stack, optimiser, schedule), config.epochs):
         loss = run_epoch(stack, dump, rows, epoch, optimiser, schedule, steps, progress)
         keep(run, made_of, epoch + 1, stack, optimiser, schedule)
@@ -287,13 +288,16 @@ def keep(run: Path, made_of: str, epoch: int, *parts # stack, optimiser, schedul
     "Write the state after an epoch, whole or not at all."
     stack, *rest = parts
     state = {'made_of': made_of, 'epoch': epoch, 'parts': [p.state_dict() for p in (stack.model, *rest)]}
-    with written_whole(run/'state.pt') as part: torch.save(state, part)
+    torch.save(state, content := io.BytesIO()) # not to the file: its errors on a full disk are no OSError
+    with written_whole(run/'state.pt') as part: part.write_bytes(content.getbuffer())
 
 def resume(run: Path, made_of: str, *parts) -> int: # epochs done
     "Go on from the state that was kept, if there is one; ValueError if it is of another run."
     if not (run/'state.pt').is_file(): return 0
     try: state = torch.load(run/'state.pt', weights_only=True)
-    except Exception as e: raise ValueError(f'{run/"state.pt"} is broken ({e}); remove it') from None
+    except Exception as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f'{run/"state.pt"} is broken ({reason}); remove it') from None
     if state['made_of'] != made_of:
         raise ValueError(f'{run} was begun with other rows or settings; choose another folder or remove it')
     stack, *rest = parts
@@ -305,9 +309,11 @@ def save_stack(stack: Stack, run: Path, note: dict # further entries of stack.js
     ) -> None:
     "Write weights and settings; `stack.json` comes last."
     weights = {k: v.detach().cpu().contiguous() for k, v in stack.model.state_dict().items()}
-    with written_whole(run/'weights.safetensors') as part: save_file(weights, part)
+    content = save(weights)
+    with written_whole(run/'weights.safetensors') as part: part.write_bytes(content)
     about = {'version': 1, 'widths': stack.widths, 'config': asdict(stack.config),
-             'network': stack.network, **note}
+             'network': stack.network, **note, 'weights': fingerprint(content)}
+    about['checksum'] = fingerprint(json.dumps(about))
     with written_whole(run/'stack.json') as part: part.write_text(json.dumps(about, indent=1) + '\n')
     (run/'state.pt').unlink(missing_ok=True)
 
@@ -318,8 +324,10 @@ def read_stack_note(run: Path) -> dict:
         raise FileNotFoundError(f'{run} holds no finished stack; make it with `icecube-nb stack`')
     try:
         about = json.loads(path.read_text())
+        kept = about.pop('checksum', None) # the first stacks had none
+        if kept not in (None, fingerprint(json.dumps(about))): raise ValueError
         if about['version'] == 1 and {'widths', 'config', 'made_of', 'network'} <= about.keys(): return about
-    except (ValueError, KeyError, TypeError): pass
+    except (ValueError, KeyError, TypeError, AttributeError): pass
     raise ValueError(f'{path} is not a stack of this version; run `icecube-nb stack` again')
 
 # %% ../nbs/05_stack.ipynb #63b7ae91
@@ -333,7 +341,10 @@ def load_stack(run: str|Path, device: str = 'cpu') -> Stack:
                              'a later release may read it')
     config, where = StackConfig(**given), torch.device('cpu' if device == 'auto' else device)
     model = StackModel(sum(about['widths']), config.hidden)
-    try: model.load_state_dict(load_file(run/'weights.safetensors'))
+    try:
+        content = (run/'weights.safetensors').read_bytes()
+        if about.get('weights') not in (None, fingerprint(content)): raise ValueError('not as it was written')
+        model.load_state_dict(load(content))
     except Exception as e:
         raise ValueError(f'{run}/weights.safetensors is broken ({str(e).splitlines()[0]}); copy it again, or '
                          'run `icecube-nb stack` again') from None

@@ -422,16 +422,19 @@ def read_published(path: Path # a Lightning `.ckpt`
     "Read a published checkpoint, tensors only; ValueError if it is none."
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; name a run folder or a published .ckpt')
-    try: content = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+    heads = {64: 2, 512: 8}
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+        weights = {published_name(k): v.float() for k, v in content.items()}
+        width = len(weights['input.weight'])
+        neck = weights['azimuth_head.weight'].shape[1] if width in heads else 0
+        layers = 1 + max((int(k.split('.')[1]) for k in weights if k.startswith('blocks.')), default=-1)
     except Exception as e:
-        raise ValueError(f'{path} is no published checkpoint ({str(e).splitlines()[0]}); it must hold a '
-                         'state_dict, and nothing that needs code to load') from None
-    weights = {published_name(k): v.float() for k, v in content.items()}
-    width, heads = len(weights['input.weight']), {64: 2, 512: 8}
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f'{path} is no published checkpoint ({reason}); it must hold a state_dict, and '
+                         'nothing that needs code to load') from None
     if width not in heads:
         raise ValueError(f'{path} is {width} wide; the published networks are 64 or 512 wide')
-    layers = 1 + max(int(k.split('.')[1]) for k in weights if k.startswith('blocks.'))
-    neck = weights['azimuth_head.weight'].shape[1]
     return ModelConfig(width=width, heads=heads[width], layers=layers, neck=neck, vector_head=False), weights
 
 # %% ../nbs/03_train.ipynb #8e9cf7dd
