@@ -62,6 +62,7 @@ ARMS = {
     'lr 1e-3': ('deep', {'train.max_lr': 1e-3, 'train.muon_scale': 10}),   # Muon's rate as it was
     'muon 0.02': ('deep', {'train.muon_scale': 40}),
     'muon 0.005': ('deep', {'train.muon_scale': 10}),
+    'muon 0.0025': ('deep', {'train.muon_scale': 5}),
     'batch 128': ('deep', {'train.batch_events': 128}),
     'batch 128, lr 7e-4': ('deep', {'train.batch_events': 128, 'train.max_lr': 7e-4}),
     'neck 256': ('deep', {'model.neck': 256}),
