@@ -4,6 +4,7 @@
     python bench/quality.py run --arms deep no-muon --events 24000 --seeds 0 1 2
     python bench/quality.py table --events 24000 --reference deep  differences with errors; --slices for more
     python bench/quality.py after --run FOLDER --events 40000      fine-tune a trained run; average over turns
+    python bench/quality.py minutes --run FOLDER --data FOLDER --minutes 20   one long run beside the line fit
 
 A run is one arm (settings that differ from a preset), one budget of events, one seed. Runs of the same seed
 see the same events, in the same order where the batches agree, so their errors on the same test events can be
@@ -29,10 +30,12 @@ from icecube_nb.angles import angles_from_direction, angular_error, direction_fr
 from icecube_nb.batching import TrainingEvents, inference_batches
 from icecube_nb.config import Config, cache_folder, load_checkpoint, override, preset
 from icecube_nb.detector import read_geometry, sensor_features
-from icecube_nb.evaluate import paired_difference, pulse_slice, to_markdown
+from icecube_nb.evaluate import error_table, format_table, paired_difference, pulse_slice, to_markdown
+from icecube_nb.infer import answer_batch, load_predictor, method_errors
 from icecube_nb.losses import angle_loss, bin_loss, decode_bins, decode_vector, vector_loss
 from icecube_nb.model import load_weights
 from icecube_nb.preprocess import PackedBatch, Prepared, load_packed, prepare
+from icecube_nb.progress import Progress
 from icecube_nb.pulses import turn_features
 from icecube_nb.simulate import write_dataset
 from icecube_nb.train import State, make_optimiser, new_state, train, unit_vectors
@@ -40,32 +43,35 @@ from icecube_nb.train import State, make_optimiser, new_state, train, unit_vecto
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
 FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed
 
-EARLIER = {'model.features': 'merged', 'model.qk_norm': False}
+FAST = {'train.muon_scale': 20}          # Muon's rate at its peak 0.01, four times what `deep` has now
+EARLIER = FAST | {'model.features': 'merged', 'model.qk_norm': False}
 
 # an arm is a preset and what differs from it
 ARMS = {
     'published': ('small', {}),
     'deep': ('deep', {}),
-    # deep without one idea
-    'no-centring': ('deep', {'model.features': 'published'}),       # neither merged nor nearby
-    'no-nearby': ('deep', {'model.features': 'merged'}),
-    'no-merging': ('deep', {'model.features': 'centred'}),          # nor nearby
-    'no-attention-pooling': ('deep', {'model.pooling': 'mean'}),
-    'no-rotary': ('deep', {'model.rotary': False}),
-    'no-qk-norm': ('deep', {'model.qk_norm': False}),
-    'no-vector-head': ('deep', {'model.vector_head': False}),
+    # other rates of Muon, and other sizes of a step
+    'muon 0.02': ('deep', {'train.muon_scale': 40}),
+    'muon 0.01': ('deep', FAST),
+    'muon 0.005': ('deep', {'train.muon_scale': 10}),
+    'muon 0.00125': ('deep', {'train.muon_scale': 2.5}),
+    'batch 128': ('deep', {'train.batch_events': 128}),
+    'muon 0.014, lr 7e-4, batch 128': ('deep', FAST | {'train.batch_events': 128, 'train.max_lr': 7e-4}),
+    'muon 0.01, neck 256': ('deep', FAST | {'model.neck': 256}),
+    'neck 256': ('deep', {'model.neck': 256}),
+    # without one idea, at the rate of `muon 0.01`
+    'no-centring': ('deep', FAST | {'model.features': 'published'}),       # neither merged nor nearby
+    'no-nearby': ('deep', FAST | {'model.features': 'merged'}),
+    'no-merging': ('deep', FAST | {'model.features': 'centred'}),          # nor nearby
+    'no-attention-pooling': ('deep', FAST | {'model.pooling': 'mean'}),
+    'no-rotary': ('deep', FAST | {'model.rotary': False}),
+    'no-qk-norm': ('deep', FAST | {'model.qk_norm': False}),
+    'no-vector-head': ('deep', FAST | {'model.vector_head': False}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
-    # deep with one more, or another rate
+    # with one more
     'summary': ('deep', {'model.event_summary': True}),
     'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
     'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
-    'lr 1e-3': ('deep', {'train.max_lr': 1e-3, 'train.muon_scale': 10}),   # Muon's rate as it was
-    'muon 0.02': ('deep', {'train.muon_scale': 40}),
-    'muon 0.005': ('deep', {'train.muon_scale': 10}),
-    'muon 0.0025': ('deep', {'train.muon_scale': 5}),
-    'batch 128': ('deep', {'train.batch_events': 128}),
-    'batch 128, lr 7e-4': ('deep', {'train.batch_events': 128, 'train.max_lr': 7e-4}),
-    'neck 256': ('deep', {'model.neck': 256}),
     # an earlier state: deep without nearby and query-key norm, and that without one idea
     'earlier': ('deep', EARLIER),
     'earlier, no-centring': ('deep', EARLIER | {'model.features': 'published'}),
@@ -225,6 +231,25 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
         yield row
 
 
+def minutes_run(run: Path, data: Path, minutes: float) -> pd.DataFrame:
+    "Train `deep` for so long, or go on; errors of both heads and of the line fit on the test events of `data`."
+    prepared = prepare(data)
+    state = train(prepared, run, preset('deep'), minutes, 'cpu', Progress('training'))
+    packed = load_packed(next(iter(prepared.test.values())))
+    columns = answer_batch(packed, lambda c: prepared.sensors(c.data), load_predictor(run, 'cpu'))
+    truth = pd.read_parquet(data/'test_truth.parquet')
+    errors = method_errors(packed, columns, truth, prepared)
+    found = error_table(errors, columns['pulses'])
+    kinds = truth.set_index('event_id').loc[packed.event_id, 'kind'].to_numpy()
+    about = {'events': state.events, 'seconds': round(state.seconds), 'steps': state.step,
+             'threads': torch.get_num_threads(), 'instructions': torch.backends.cpu.get_cpu_capability(),
+             'kinds': {k: {name: float(np.mean(e[kinds == k])) for name, e in errors.items()}
+                       for k in np.unique(kinds)}}
+    found.to_csv(RESULTS.with_name('minutes.csv'), index=False)
+    RESULTS.with_name('minutes.json').write_text(json.dumps(about, indent=1) + '\n')
+    return found
+
+
 def read_results(path: Path = RESULTS) -> pd.DataFrame:
     "All runs so far."
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -257,14 +282,16 @@ def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument('what', choices=['data', 'run', 'table', 'after'])
+    parser.add_argument('what', choices=['data', 'run', 'table', 'after', 'minutes'])
     parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=list(ARMS), metavar='ARM')
     parser.add_argument('--events', type=int, default=24000, help=f'of a run, a multiple of {FILE_EVENTS}')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--reference', default='deep')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--slices', action='store_true', help='table by slice and kind too')
-    parser.add_argument('--run', type=Path, help='folder of a trained run, for `after`')
+    parser.add_argument('--run', type=Path, help='folder of a run, for `after` and `minutes`')
+    parser.add_argument('--data', type=Path, help='competition-format folder with test_truth.parquet')
+    parser.add_argument('--minutes', type=float, default=20.0)
     parser.add_argument('--scratch', type=Path, default=cache_folder()/'quality-runs', help='of the runs')
     a = parser.parse_args()
     if a.what == 'table':
@@ -273,6 +300,7 @@ def main() -> None:
         print(to_markdown(table(rows, a.reference)))
         if a.slices: print(to_markdown(by_slice(rows)))
         return
+    if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes)))
     torch.set_num_threads(a.threads)
     data = write_dataset(data_folder(), FILES, FILE_EVENTS, SEED, TEST_EVENTS)
     prepared = prepare(data, workers=1)

@@ -209,7 +209,8 @@ def training(rounds: int, size: int) -> list[dict]:
 
     names = ['reference 1: padded, grouped by length', 'reference 2: padded, shuffled']
     calls = {names[0]: reference(grouped), names[1]: reference([shuffled]),
-             f'packed, a core takes {plain.config.train.part_pulses:,} pulses': ours(plain), 'the same, exact GELU': ours(exact)}
+             f'packed, a core takes {plain.config.train.part_pulses:,} pulses': ours(plain),
+             'the same, exact GELU': ours(exact)}
     return rows_of('training small', in_turns(calls, rounds), names)
 
 
@@ -286,7 +287,8 @@ def main() -> None:
         print(f'{stage} ...', file=sys.stderr, flush=True)
         rows += STAGES[stage](a.rounds, a.batch)
     about = {'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'torch': torch.__version__,
-             'rounds': a.rounds, 'batch': a.batch, 'load': round(os.getloadavg()[1], 1)}
+             'instructions': torch.backends.cpu.get_cpu_capability(), 'rounds': a.rounds,
+             'batch': a.batch, 'load': round(os.getloadavg()[1], 1)}
     print(pd.DataFrame(rows).fillna('').to_string(index=False))
     print(', '.join(f'{name} {value}' for name, value in about.items()),
           '; x ref: median over rounds (smallest-largest)', sep='')
