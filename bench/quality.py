@@ -232,7 +232,7 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
 
 
 def minutes_run(run: Path, data: Path, minutes: float) -> pd.DataFrame:
-    "Train `deep` for so long, or go on; errors of both heads and of the line fit on the test events of `data`."
+    "Train `deep` for so long, or go on; errors of the heads and the line fit on the test events of `data`."
     prepared = prepare(data)
     state = train(prepared, run, preset('deep'), minutes, 'cpu', Progress('training'))
     packed = load_packed(next(iter(prepared.test.values())))

@@ -114,7 +114,8 @@ def tiny() -> Config: # half a million parameters
 def deep() -> Config: # 1.3 million parameters, as many as `small`
     "The most accurate network for the same compute: `small` with the ideas of notebook 02 switched on."
     model = ModelConfig(features='nearby', pooling='attention', activation='gelu', rotary=True, qk_norm=True)
-    return Config('deep', model, train=TrainConfig(max_lr=5e-4, batch_events=64, epochs=20, optimiser='muon'))
+    return Config('deep', model, train=TrainConfig(max_lr=5e-4, batch_events=64, epochs=20, optimiser='muon',
+                                                 muon_scale=5.0))
 
 # %% ../nbs/00d_config.ipynb #658c3ff6
 def long_sequence(base: Config|None = None # the run to fine-tune; None is `small()`
