@@ -9,6 +9,7 @@ Speed does not depend on the weights: they are fresh. The events are simulated, 
 OMP_NUM_THREADS=1 all rates are those of one core, which is what a busy machine can measure.
 """
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -29,7 +30,7 @@ import padded
 
 from icecube_nb.batching import batches_by_pulses, make_batch
 from icecube_nb.config import cache_folder, override, small
-from icecube_nb.cores import Crew
+from icecube_nb.cores import MMAP_THRESHOLD, TRIM_THRESHOLD, Crew
 from icecube_nb.detector import read_geometry, sensor_features
 from icecube_nb.losses import decode_bins
 from icecube_nb.model import Model
@@ -41,6 +42,7 @@ RESULTS = Path(__file__).parent/'results'/'speed.json'
 REPEATS = 8           # of the simulated events in the file that is preprocessed
 PULSES = 2048         # of a micro-batch that stays in the cache of a core
 PLAIN = {'model.vector_head': False}
+BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()   # does the processor compute in it?
 
 
 def in_turns(calls: dict[str, Callable[[], int]], rounds: int) -> dict[str, np.ndarray]:
@@ -169,6 +171,13 @@ def gathering(rounds: int, size: int) -> list[dict]:
     return rows_of('minibatches', in_turns(calls, rounds), [])
 
 
+def usual_memory() -> None:
+    "glibc's allocator as it is by itself once it has seen large pieces: a crew before may have changed it."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError): return
+    mallopt(TRIM_THRESHOLD, 2**26), mallopt(MMAP_THRESHOLD, 2**25)
+
+
 def same_answers(model: Model, packed, sensors: np.ndarray) -> None:
     "The padded and the packed way give the same numbers, or nothing is measured."
     batch = batch_of(packed, np.arange(64), sensors)
@@ -190,6 +199,7 @@ def training(rounds: int, size: int) -> list[dict]:
         network = padded.Padded(plain.model)
         optimiser = torch.optim.AdamW(network.parameters(), lr=1e-5)
         def call():
+            usual_memory()
             for events in groups:
                 batch = batch_of(packed, events, sensors)
                 optimiser.zero_grad()
@@ -232,6 +242,7 @@ def inference(rounds: int, size: int) -> list[dict]:
             decode_bins(out.azimuth_logits.float(), out.zenith_logits.float(), state.bins)
             return len(events)
         def call():
+            usual_memory()
             with Crew(workers) if workers else nullcontext() as crew:
                 return sum(crew.map(work, groups) if crew else map(work, groups))
         return call
@@ -242,8 +253,8 @@ def inference(rounds: int, size: int) -> list[dict]:
     cached, wide = ([some[cut] for cut in batches_by_pulses(lengths[some], n*PULSES)] for n in (2, 32))
     calls = {names[0]: answer(padded.Padded(model), by_length, True),
              names[1]: answer(padded.Padded(model), [shuffled], True),
-             'packed, torch fp32': answer(model, cached, workers=cores),
-             'packed, torch bf16': answer(bf16, cached, workers=cores)}
+             'packed, torch fp32': answer(model, cached, workers=cores)}
+    if BF16: calls['packed, torch bf16'] = answer(bf16, cached, workers=cores)
     with tempfile.TemporaryDirectory() as folder:
         for name, engine in engines(model, Path(folder)).items():
             calls[f'packed, {name}'] = answer(engine, wide)
@@ -262,7 +273,7 @@ def engines(model: Model, folder: Path) -> dict[str, Callable]:
         return {}
     found = {}
     for name, precision in (('onnxruntime', 'fp32'), ('openvino', 'fp32'), ('openvino', 'bf16')):
-        if name not in there: continue
+        if name not in there or precision == 'bf16' and not BF16: continue
         try: found[f'{name} {precision}'] = load_engine(name, path, precision=precision)
         except ValueError as error: print(error)
     return found
