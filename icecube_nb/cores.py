@@ -33,13 +33,15 @@ class Crew:
 
     def map(self, work: Callable, items: Iterable) -> Iterator: # of work(item), in the order of the items
         "Work on several items at a time; what `work` raises is raised here, and the rest is dropped."
-        under_way = deque()
+        under_way, before = deque(), torch.get_num_threads()
+        torch.set_num_threads(1) # the caller's own operations must not call cores away from the crew
         try:
             for item in items:
                 under_way.append(self.pool.submit(work, item))
                 if len(under_way) > self.workers: yield under_way.popleft().result()
             while under_way: yield under_way.popleft().result()
         finally:
+            torch.set_num_threads(before)
             for future in under_way: future.cancel()
 
     def close(self) -> None:
