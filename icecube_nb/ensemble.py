@@ -548,10 +548,10 @@ def answer_file(ready: Committee, folder: Path, # of the dumps
     same_events(dumps)
     first = {name: dumps[0].column(name) for name in ('event_id', 'pulses', 'answered', 'by_long')}
     in_time = np.all([~d.column('by_cheap') for d in dumps], 0) & whole
-    members = [member_columns(d, s) for d, s in zip(dumps, ready.stacks)]
+    good, members = in_time & np.all([d.column('answered') for d in dumps], 0), []
+    if good.any(): members = [member_columns(d, s) for d, s in zip(dumps, ready.stacks)]
     angles = [v for m in members for k, v in m.items() if k.endswith(('_azimuth', '_zenith'))]
-    good = np.all([d.column('answered') for d in dumps] + [np.isfinite(v) for v in angles], 0)
-    rows = np.flatnonzero(in_time & good)
+    rows = np.flatnonzero(good & np.all([np.isfinite(v) for v in angles] or [good], 0))
     final = {name: dumps[0].column(name).copy() for name in ('azimuth', 'zenith')}
     final |= {'angular_error_rad': np.full(len(in_time), np.pi/2), 'chosen': np.full(len(in_time), -1),
               'kappa': np.zeros(len(in_time))}
