@@ -43,44 +43,31 @@ from icecube_nb.train import State, make_optimiser, new_state, train, unit_vecto
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
 FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed
 
-FAST = {'train.muon_scale': 20}          # Muon's rate at its peak 0.01, four times what `deep` has now
-EARLIER = FAST | {'model.features': 'merged', 'model.qk_norm': False}
-
 # an arm is a preset and what differs from it
 ARMS = {
     'published': ('small', {}),
     'deep': ('deep', {}),
-    # other rates of Muon, and other sizes of a step
+    # other rates of Muon at their peak (`deep`: 0.0025), and other sizes of a step
     'muon 0.02': ('deep', {'train.muon_scale': 40}),
-    'muon 0.01': ('deep', FAST),
+    'muon 0.01': ('deep', {'train.muon_scale': 20}),
     'muon 0.005': ('deep', {'train.muon_scale': 10}),
     'muon 0.00125': ('deep', {'train.muon_scale': 2.5}),
     'batch 128': ('deep', {'train.batch_events': 128}),
-    'muon 0.014, lr 7e-4, batch 128': ('deep', FAST | {'train.batch_events': 128, 'train.max_lr': 7e-4}),
-    'muon 0.01, neck 256': ('deep', FAST | {'model.neck': 256}),
+    'batch 128, rates x 1.4': ('deep', {'train.batch_events': 128, 'train.max_lr': 7e-4}),
     'neck 256': ('deep', {'model.neck': 256}),
-    # without one idea, at the rate of `muon 0.01`
-    'no-centring': ('deep', FAST | {'model.features': 'published'}),       # neither merged nor nearby
-    'no-nearby': ('deep', FAST | {'model.features': 'merged'}),
-    'no-merging': ('deep', FAST | {'model.features': 'centred'}),          # nor nearby
-    'no-attention-pooling': ('deep', FAST | {'model.pooling': 'mean'}),
-    'no-rotary': ('deep', FAST | {'model.rotary': False}),
-    'no-qk-norm': ('deep', FAST | {'model.qk_norm': False}),
-    'no-vector-head': ('deep', FAST | {'model.vector_head': False}),
+    # without one idea
+    'no-centring': ('deep', {'model.features': 'published'}),       # neither merged nor nearby
+    'no-nearby': ('deep', {'model.features': 'merged'}),
+    'no-merging': ('deep', {'model.features': 'centred'}),          # nor nearby
+    'no-attention-pooling': ('deep', {'model.pooling': 'mean'}),
+    'no-rotary': ('deep', {'model.rotary': False}),
+    'no-qk-norm': ('deep', {'model.qk_norm': False}),
+    'no-vector-head': ('deep', {'model.vector_head': False}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
+    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
     # with one more
     'summary': ('deep', {'model.event_summary': True}),
     'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
-    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
-    # an earlier state: deep without nearby and query-key norm, and that without one idea
-    'earlier': ('deep', EARLIER),
-    'earlier, no-centring': ('deep', EARLIER | {'model.features': 'published'}),
-    'earlier, no-merging': ('deep', EARLIER | {'model.features': 'centred'}),
-    'earlier, no-attention-pooling': ('deep', EARLIER | {'model.pooling': 'mean'}),
-    'earlier, no-rotary': ('deep', EARLIER | {'model.rotary': False}),
-    'earlier, no-vector-head': ('deep', EARLIER | {'model.vector_head': False}),
-    'earlier, no-muon': ('deep', EARLIER | {'train.optimiser': 'adamw'}),
-    'earlier, summary': ('deep', EARLIER | {'model.event_summary': True}),
     # the published network with one idea
     'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,
                                        'train.batch_events': 64}),
@@ -283,7 +270,7 @@ def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('what', choices=['data', 'run', 'table', 'after', 'minutes'])
-    parser.add_argument('--arms', nargs='+', default=list(ARMS), choices=list(ARMS), metavar='ARM')
+    parser.add_argument('--arms', nargs='+', metavar='ARM', help='default: all; a run takes ' + ', '.join(ARMS))
     parser.add_argument('--events', type=int, default=24000, help=f'of a run, a multiple of {FILE_EVENTS}')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--reference', default='deep')
@@ -296,11 +283,13 @@ def main() -> None:
     a = parser.parse_args()
     if a.what == 'table':
         rows = read_results()
-        rows = rows[(rows.events == a.events) & rows.arm.isin(a.arms)]
+        rows = rows[(rows.events == a.events) & (rows.arm.isin(a.arms) if a.arms else True)]
         print(to_markdown(table(rows, a.reference)))
         if a.slices: print(to_markdown(by_slice(rows)))
         return
     if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes)))
+    unknown = sorted({*(a.arms or [])} - ARMS.keys())
+    if unknown: parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS)}')
     torch.set_num_threads(a.threads)
     data = write_dataset(data_folder(), FILES, FILE_EVENTS, SEED, TEST_EVENTS)
     prepared = prepare(data, workers=1)
@@ -311,7 +300,7 @@ def main() -> None:
     done = read_results()
     done = set() if done.empty else set(zip(done.arm, done.events, done.seed))
     for seed in a.seeds:
-        for arm in a.arms:
+        for arm in a.arms or ARMS:
             if (arm, a.events, seed) in done: continue
             row = run_arm(arm, a.events, seed, prepared, a.scratch)
             append(RESULTS, row)
