@@ -86,7 +86,7 @@ def encode_charge(charge_pe: np.ndarray # (N,) photoelectrons, finite, >= 0
     "Charge to code: units of 0.025 pe up to 1228.8 pe, then geometric steps, at most 1e6 pe; never 0."
     with np.errstate(over='ignore'): # above 1e38 is above 1e6 too
         charge_pe = np.asarray(charge_pe).astype(np.float32)
-    units = charge_pe*np.float32(1/CHARGE_UNIT_PE)
+        units = charge_pe*np.float32(1/CHARGE_UNIT_PE)
     units += np.float32(.5)
     large = units >= EXACT
     if some := large.any(): units[large] = 0
