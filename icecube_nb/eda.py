@@ -339,6 +339,7 @@ def sensor_rates(
 def rates_by_depth(
     rates: pd.DataFrame, # as from `sensor_rates`
     width_m: float = 20.0, # of the depth bins
+    ice: pd.DataFrame | None = None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
 ) -> Figure: # two panels that share the depth
     "Mean rate of the sensors by depth, and how far light gets in the ice there."
     fig, (upper, lower) = plt.subplots(2, 1, figsize=(7.5, 4.6), dpi=80, layout='constrained', sharex=True,
@@ -348,10 +349,11 @@ def rates_by_depth(
         part = rates[rates.high_efficiency == high].groupby(bins).rate.mean()
         if len(part): upper.plot(part.index, part, style, ms=3, lw=1, label=name)
     depth = np.linspace(rates.depth_m.min(), rates.depth_m.max(), 300)
-    lower.plot(depth, ice_at_depth(CENTRE_DEPTH_M - depth)[1], 'k', lw=1)
-    for ax in (upper, lower): ax.axvspan(*DUST_LAYER_M, color='0.85', zorder=0)
-    upper.text(np.mean(DUST_LAYER_M), .97, 'dust\nlayer', transform=upper.get_xaxis_transform(),
-               ha='center', va='top')
+    lower.plot(depth, ice_at_depth(CENTRE_DEPTH_M - depth, ice)[1], 'k', lw=1)
+    if ice is None:
+        for ax in (upper, lower): ax.axvspan(*DUST_LAYER_M, color='0.85', zorder=0)
+        upper.text(np.mean(DUST_LAYER_M), .97, 'dust\nlayer', transform=upper.get_xaxis_transform(),
+                   ha='center', va='top')
     upper.set(ylabel='share of events that\na sensor sees', ylim=(0, None))
     lower.set(xlabel='depth [m]', ylabel='absorption\nlength [m]', ylim=(0, None))
     upper.legend()
