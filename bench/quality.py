@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from icecube_nb import batching
+from icecube_nb import batching, train as train_module
 from icecube_nb.angles import angles_from_direction, angular_error, direction_from_angles
 from icecube_nb.batching import TrainingEvents, inference_batches
 from icecube_nb.config import Config, cache_folder, load_checkpoint, override, preset
@@ -65,6 +65,7 @@ ARMS = {
     'no-vector-head': ('deep', {'model.vector_head': False}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
     'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
+    'adamw in the necks': ('deep', {}),     # Muon for the blocks only, see `other_muon`
     # with one more
     'summary': ('deep', {'model.event_summary': True}),
     'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
@@ -90,6 +91,19 @@ def turned_batches(wanted: bool, seed: int):
         if wanted: batching.make_batch = make
         yield
     finally: batching.make_batch = original
+
+
+@contextmanager
+def other_muon(wanted: bool):
+    "While this holds, Muon takes the matrices of the blocks and AdamW those of the necks."
+    original = train_module.hidden_matrices
+    def blocks_only(model):
+        necks = {id(p) for neck in (model.azimuth_neck, model.zenith_neck) for p in neck.parameters()}
+        return [(p, pieces) for p, pieces in original(model) if id(p) not in necks]
+    try:
+        if wanted: train_module.hidden_matrices = blocks_only
+        yield
+    finally: train_module.hidden_matrices = original
 
 
 def data_folder() -> Path:
@@ -153,7 +167,8 @@ def run_arm(arm: str, events: int, seed: int, prepared: Prepared, scratch: Path)
     config, folder = arm_config(arm, events, seed), scratch/f'{arm}-{events}-{seed}'.replace(' ', '_')
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.process_time()
-    with turned_batches(arm == 'turned', seed): state = train(prepared, folder, config, device='cpu')
+    with turned_batches(arm == 'turned', seed), other_muon(arm == 'adamw in the necks'):
+        state = train(prepared, folder, config, device='cpu')
     seconds = time.process_time() - begin
     sensors = sensor_features(read_geometry(prepared.geometry_path))
     packed = load_packed(next(iter(prepared.test.values())))
