@@ -65,7 +65,7 @@ ARMS = {
     'no-vector-head': ('deep', {'model.vector_head': False}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
     'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
-    'adamw in the necks': ('deep', {}),     # Muon for the blocks only, see `other_muon`
+    'muon in the necks': ('deep', {}),      # and the blocks, see `more_muon`
     # with one more
     'summary': ('deep', {'model.event_summary': True}),
     'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
@@ -94,14 +94,14 @@ def turned_batches(wanted: bool, seed: int):
 
 
 @contextmanager
-def other_muon(wanted: bool):
-    "While this holds, Muon takes the matrices of the blocks and AdamW those of the necks."
+def more_muon(wanted: bool):
+    "While this holds, Muon takes the matrices of the necks as well."
     original = train_module.hidden_matrices
-    def blocks_only(model):
-        necks = {id(p) for neck in (model.azimuth_neck, model.zenith_neck) for p in neck.parameters()}
-        return [(p, pieces) for p, pieces in original(model) if id(p) not in necks]
+    def with_necks(model):
+        necks = [*model.azimuth_neck.modules(), *model.zenith_neck.modules()]
+        return original(model) + [(m.weight, 1) for m in necks if isinstance(m, torch.nn.Linear)]
     try:
-        if wanted: train_module.hidden_matrices = blocks_only
+        if wanted: train_module.hidden_matrices = with_necks
         yield
     finally: train_module.hidden_matrices = original
 
@@ -167,7 +167,7 @@ def run_arm(arm: str, events: int, seed: int, prepared: Prepared, scratch: Path)
     config, folder = arm_config(arm, events, seed), scratch/f'{arm}-{events}-{seed}'.replace(' ', '_')
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.process_time()
-    with turned_batches(arm == 'turned', seed), other_muon(arm == 'adamw in the necks'):
+    with turned_batches(arm == 'turned', seed), more_muon(arm == 'muon in the necks'):
         state = train(prepared, folder, config, device='cpu')
     seconds = time.process_time() - begin
     sensors = sensor_features(read_geometry(prepared.geometry_path))

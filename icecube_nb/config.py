@@ -59,7 +59,7 @@ class TrainConfig:
     part_pulses: int = 2048           # on a CPU each core takes parts of so many pulses; 0: not so
     epochs: int = 650              # passes over `files_per_epoch` files; a budget of minutes overrides it
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's averaging of gradient and squared gradient
-    optimiser: str = 'adamw'       # `adamw`; `muon` for the matrices of encoder and necks, AdamW for the rest
+    optimiser: str = 'adamw'       # `adamw`; `muon` for the matrices of the encoder, AdamW for the rest
     muon_scale: float = 20.0       # Muon's learning rate in units of `max_lr`
     weight_decay: float = 1e-5     # on the weights of Linear layers only
     pct_start: float = 0.15        # share of the run in which the learning rate rises

@@ -51,12 +51,11 @@ class Muon(torch.optim.Optimizer):
             for p, c in zip(params, change.flatten(1, 2)): p.add_(c, alpha=-group['lr'])
 
 # %% ../nbs/02c_optimise.ipynb #0a536d5f
-def hidden_matrices(model: nn.Module # with `blocks` and necks, as `model.Model`
+def hidden_matrices(model: nn.Module # with `blocks`, as `model.Model`
     ) -> list[tuple[nn.Parameter, int]]: # matrix, and how many lie on top of each other
-    "The weights that Muon takes: Linear layers of blocks and necks."
-    parts = 'blocks.', 'azimuth_neck.', 'zenith_neck.'
+    "The weights that Muon takes: Linear layers of the encoder's blocks."
     return [(module.weight, 3 if name.endswith('.qkv') else 1) for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name.startswith(parts)]
+            if isinstance(module, nn.Linear) and name.startswith('blocks.')]
 
 class Together:
     "Several optimisers that look like one."
