@@ -15,7 +15,7 @@ demo: $(STAMP)  ## simulate, train and evaluate a small model: the whole path in
 test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="layers 01_preprocess" for some
 	@$(VENV)/bin/python tools/check.py $(ARGS)
 
-torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: an hour
+torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: minutes, 2 GB of disk
 	@$(VENV)/bin/python tools/check.py 08_torture --flags slow --timeout 10800
 
 bench: $(STAMP)  ## measure each stage beside a padded reference, in one table; ARGS="--rounds 5"

@@ -8,7 +8,7 @@ knows: whether the event is a track or a cascade, and where along a track the la
 they are beside it. Events of more than 300 photoelectrons count as known exactly. The answer is the direction
 with the smallest expected angle; its mean error is a limit that a network trained on such events can come
 near to and not pass. Where the sampling is right, the error it expects and the error it makes agree on
-average. One row an event is written to bench/results/limit.csv.
+average. One row an event is written to bench/results/limit.csv; a call that was stopped goes on from there.
 """
 import argparse
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from icecube_nb.progress import Progress, end_with_parent
 
 RESULTS = Path(__file__).parent/'results'/'limit.csv'
 MOST = 300                                      # photoelectrons; brighter events are not sampled
-WALKERS, STEPS, BURN = 48, 500, 250
+WALKERS, STEPS, BURN = 48, 1200, 600
 BOXES = np.array([1.2, 2.4, 4.0, 6.4])          # half widths [ns] whose mean stands for the jitter of 2 ns
 NOISE_PER_NS = sim.NOISE_HZ*1e-9
 
@@ -182,12 +182,12 @@ def one(job: tuple[Event, int]) -> dict:
     return examine(job[0], sim.Array.from_tables(), job[1])
 
 
-def events(n: int) -> Iterator[tuple[Event, int]]:
-    "The first `n` triggered events, each with a seed."
+def events(done: int, n: int) -> Iterator[tuple[Event, int]]:
+    "The first `n` triggered events, each with a seed, without those that are done."
     array, rng, made = sim.Array.from_tables(), np.random.default_rng(99), 0
     while made < n:
         for event in draw_events(rng, array)[:n - made]:
-            yield event, made
+            if made >= done: yield event, made
             made += 1
 
 
@@ -197,9 +197,10 @@ def main() -> None:
     parser.add_argument('--events', type=int, default=400)
     parser.add_argument('--workers', type=int, default=2)
     a = parser.parse_args()
-    rows, progress = [], Progress('sampling events')
+    rows = pd.read_csv(RESULTS).to_dict('records') if RESULTS.exists() else []
+    progress = Progress('sampling events')
     with ProcessPoolExecutor(a.workers, get_context('spawn'), end_with_parent) as pool:
-        for row in pool.map(one, events(a.events)):
+        for row in pool.map(one, events(len(rows), a.events)):
             rows.append(row)
             progress(len(rows), a.events)
             if len(rows) % 20 == 0 or len(rows) == a.events: pd.DataFrame(rows).to_csv(RESULTS, index=False)
