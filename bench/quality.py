@@ -233,10 +233,11 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
         yield row
 
 
-def minutes_run(run: Path, data: Path, minutes: float) -> pd.DataFrame:
+def minutes_run(run: Path, data: Path, minutes: float, muon_scale: float) -> pd.DataFrame:
     "Train `deep` for so long, or go on; errors of the heads and the line fit on the test events of `data`."
     prepared = prepare(data)
-    state = train(prepared, run, preset('deep'), minutes, 'cpu', Progress('training'))
+    config = override(preset('deep'), {'train.muon_scale': muon_scale})
+    state = train(prepared, run, config, minutes, 'cpu', Progress('training'))
     packed = load_packed(next(iter(prepared.test.values())))
     columns = answer_batch(packed, lambda c: prepared.sensors(c.data), load_predictor(run, 'cpu'))
     truth = pd.read_parquet(data/'test_truth.parquet')
@@ -244,6 +245,7 @@ def minutes_run(run: Path, data: Path, minutes: float) -> pd.DataFrame:
     found = error_table(errors, columns['pulses'])
     kinds = truth.set_index('event_id').loc[packed.event_id, 'kind'].to_numpy()
     about = {'events': state.events, 'seconds': round(state.seconds), 'steps': state.step,
+             'muon_scale': muon_scale,
              'threads': torch.get_num_threads(), 'instructions': torch.backends.cpu.get_cpu_capability(),
              'kinds': {k: {name: float(np.mean(e[kinds == k])) for name, e in errors.items()}
                        for k in np.unique(kinds)}}
@@ -285,7 +287,7 @@ def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('what', choices=['data', 'run', 'table', 'after', 'minutes'])
-    parser.add_argument('--arms', nargs='+', metavar='ARM', help='default: all; a run takes ' + ', '.join(ARMS))
+    parser.add_argument('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS))
     parser.add_argument('--events', type=int, default=24000, help=f'of a run, a multiple of {FILE_EVENTS}')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--reference', default='deep')
@@ -294,6 +296,8 @@ def main() -> None:
     parser.add_argument('--run', type=Path, help='folder of a run, for `after` and `minutes`')
     parser.add_argument('--data', type=Path, help='competition-format folder with test_truth.parquet')
     parser.add_argument('--minutes', type=float, default=20.0)
+    parser.add_argument('--muon-scale', type=float, default=preset('deep').train.muon_scale,
+                        help="of `minutes`: Muon's rate in units of train.max_lr")
     parser.add_argument('--scratch', type=Path, default=cache_folder()/'quality-runs', help='of the runs')
     a = parser.parse_args()
     if a.what == 'table':
@@ -302,7 +306,7 @@ def main() -> None:
         print(to_markdown(table(rows, a.reference)))
         if a.slices: print(to_markdown(by_slice(rows)))
         return
-    if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes)))
+    if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_scale)))
     unknown = sorted({*(a.arms or [])} - ARMS.keys())
     if unknown: parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS)}')
     torch.set_num_threads(a.threads)

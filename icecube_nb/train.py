@@ -319,7 +319,10 @@ def resume_state(run: Path, # run folder
         raise ValueError(f'{folder/"state.pt"} is broken ({type(e).__name__}); remove that folder to go on '
                          'from the one before') from None
     if state.average is not None: load_weights(state.model, saved['model'])
-    state.optimiser.load_state_dict(saved['optimiser'])
+    try: state.optimiser.load_state_dict(saved['optimiser'])
+    except (KeyError, ValueError) as e:
+        raise ValueError(f'{folder/"state.pt"} is of an optimiser that this version shares out otherwise '
+                         f'({e}); its weights can be used, to train on choose another run folder') from None
     for k, v in saved['counters'].items(): setattr(state, k, v)
     set_precision(state)
     if saved['scaler']: state.scaler.load_state_dict(saved['scaler'])
