@@ -7,11 +7,12 @@ __all__ = ['HEADS', 'TEMPERATURES', 'NEED', 'CHECKPOINT', 'COMBINED_PER_SECOND',
            'confidence_features', 'event_table', 'heads_and_vectors', 'posterior_answers', 'EnsembleConfig', 'boost',
            'angles_to', 'combined', 'Ensemble', 'predicted', 'differences', 'spread_features', 'fit_boosters',
            'ensemble_answers', 'member_columns', 'same_events', 'members_table', 'bins_of', 'members_pool',
-           'fit_ensemble', 'check_members', 'unseen_spread', 'same_network', 'save_ensemble', 'copy_whole',
+           'fit_ensemble', 'check_members', 'unseen_spread', 'same_network', 'save_ensemble', 'digest', 'copy_whole',
            'is_ensemble', 'read_ensemble_note', 'load_ensemble', 'Committee', 'load_committee', 'predict_ensemble',
            'answer_together', 'networks_answer', 'answer_file', 'richer_table']
 
 # %% ../nbs/05a_ensemble.ipynb #dcdd5d70
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -396,12 +397,17 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_o
         with written_whole(out/f'boosters_{k}.txt') as part: part.write_text(text)
     with written_whole(out/'event_id.npy') as part:
         with open(part, 'wb') as file: np.save(file, ensemble.event_id)
-    about = {'version': 1, 'made_of': made_of, 'members': len(runs), 'stacks': bool(stacks),
-             'long_runs': bool(long_runs), 'config': asdict(ensemble.config), 'names': ensemble.names,
+    sums = {path.name: digest(path) for path in (*out.glob('boosters_*.txt'), out/'event_id.npy')}
+    about = {'version': 2, 'checksums': sums, 'made_of': made_of,
+             'members': len(runs), 'stacks': bool(stacks), 'long_runs': bool(long_runs), 'config': asdict(ensemble.config), 'names': ensemble.names,
              'feature_names': ensemble.feature_names, 'temperature': ensemble.temperature,
              'pool': ensemble.pool.weights, 'points': ensemble.pool.points,
              'calibration': asdict(ensemble.calibration)}
     with written_whole(out/'ensemble.json') as part: part.write_text(json.dumps(about, indent=1) + '\n')
+
+def digest(path: Path) -> str: # '' if it is not there
+    "What tells a file from a damaged one; LightGBM does not look before it reads."
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
 
 def copy_whole(source: Path, target: Path, names: tuple[str, ...]) -> None:
     "Copy files of a folder, each whole or not at all."
@@ -419,8 +425,8 @@ def read_ensemble_note(folder: Path) -> dict:
     "The ensemble.json of a folder; ValueError if it is damaged."
     try:
         about = json.loads((folder/'ensemble.json').read_text())
-        wanted = {'made_of', 'members', 'stacks', 'long_runs', 'calibration'}
-        if about['version'] == 1 and about.keys() >= wanted: return about
+        wanted = {'checksums', 'made_of', 'members', 'stacks', 'long_runs', 'calibration'}
+        if about['version'] == 2 and about.keys() >= wanted: return about
     except (ValueError, KeyError, TypeError): pass
     raise ValueError(f'{folder/"ensemble.json"} is not an ensemble of this version; run `icecube-nb '
                      'ensemble` again')
@@ -435,13 +441,12 @@ def load_ensemble(folder: str|Path) -> Ensemble:
         if not (member/'weights.safetensors').is_file():
             raise ValueError(f'{member} is missing or has no weights; copy the whole folder {folder}, or run '
                              '`icecube-nb ensemble` again')
-    config, folds = EnsembleConfig(**about['config']), []
-    for k in range(config.folds):
-        path = folder/f'boosters_{k}.txt'
-        try: folds.append([lightgbm.Booster(model_str=text) for text in path.read_text().split('\f')])
-        except (OSError, lightgbm.basic.LightGBMError): folds.append([])
-        if len(folds[-1]) != len(about['names']) + 1:
+    config = EnsembleConfig(**about['config'])
+    files = [folder/f'boosters_{k}.txt' for k in range(config.folds)]
+    for path in (*files, folder/'event_id.npy'):            # LightGBM may crash on a damaged text
+        if digest(path) != about['checksums'].get(path.name):
             raise ValueError(f'{path} is missing or damaged; copy it, or run `icecube-nb ensemble` again')
+    folds = [[lightgbm.Booster(model_str=text) for text in path.read_text().split('\f')] for path in files]
     given = about['calibration']
     pool = Pool(tuple(about['pool']), tuple(bins_of(folder/f'run_{i}') for i in range(about['members'])),
                 about['points'])
