@@ -399,7 +399,8 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_o
         with open(part, 'wb') as file: np.save(file, ensemble.event_id)
     sums = {path.name: digest(path) for path in (*out.glob('boosters_*.txt'), out/'event_id.npy')}
     about = {'version': 2, 'checksums': sums, 'made_of': made_of,
-             'members': len(runs), 'stacks': bool(stacks), 'long_runs': bool(long_runs), 'config': asdict(ensemble.config), 'names': ensemble.names,
+             'members': len(runs), 'stacks': bool(stacks),
+             'long_runs': bool(long_runs), 'config': asdict(ensemble.config), 'names': ensemble.names,
              'feature_names': ensemble.feature_names, 'temperature': ensemble.temperature,
              'pool': ensemble.pool.weights, 'points': ensemble.pool.points,
              'calibration': asdict(ensemble.calibration)}
