@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CONFIG_VERSION', 'ModelConfig', 'DataConfig', 'TrainConfig', 'Config', 'small', 'full', 'tiny', 'deep',
-           'long_sequence', 'preset', 'override', 'to_json', 'from_json', 'check_files', 'save_checkpoint',
+           'long_sequence', 'preset', 'override', 'to_json', 'from_json', 'checksum', 'check_files', 'save_checkpoint',
            'find_checkpoint', 'load_checkpoint', 'cache_folder']
 
 # %% ../nbs/00d_config.ipynb #b8066bc9
@@ -203,7 +203,7 @@ def _sync(path: Path) -> None:
     finally: os.close(handle)
 
 # %% ../nbs/00d_config.ipynb #8fe1e9fb
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     "BLAKE2 of a file's bytes, as 32 hexadecimal digits."
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -218,7 +218,7 @@ def check_files(folder: Path # a checkpoint folder
     if not isinstance(sums, dict):
         raise ValueError(f'{path} is broken; copy it again or use an earlier step')
     for name in sorted(sums):
-        if (folder/name).is_file() and _checksum(folder/name) != sums[name]:
+        if (folder/name).is_file() and checksum(folder/name) != sums[name]:
             raise ValueError(f'{folder/name} is not as it was written; copy it again or use an earlier step '
                              '(remove the broken one)')
 
@@ -241,7 +241,7 @@ def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must no
         (part/'config.json').write_text(to_json(config))
         (part/'angle_bins.json').write_text(json.dumps(angle_bins))
         for name, content in (more or {}).items(): (part/name).write_bytes(content)
-        sums = {file.name: _checksum(file) for file in part.iterdir()}
+        sums = {file.name: checksum(file) for file in part.iterdir()}
         (part/'checksums.json').write_text(json.dumps(sums, sort_keys=True))
         for file in part.iterdir(): _sync(file)
         part.rename(folder)

@@ -7,12 +7,11 @@ __all__ = ['HEADS', 'TEMPERATURES', 'NEED', 'CHECKPOINT', 'COMBINED_PER_SECOND',
            'confidence_features', 'event_table', 'heads_and_vectors', 'posterior_answers', 'EnsembleConfig', 'boost',
            'angles_to', 'combined', 'Ensemble', 'predicted', 'differences', 'spread_features', 'fit_boosters',
            'ensemble_answers', 'member_columns', 'same_events', 'members_table', 'bins_of', 'members_pool',
-           'fit_ensemble', 'check_members', 'unseen_spread', 'same_network', 'save_ensemble', 'digest', 'copy_whole',
+           'fit_ensemble', 'check_members', 'unseen_spread', 'same_network', 'save_ensemble', 'copy_whole',
            'is_ensemble', 'read_ensemble_note', 'load_ensemble', 'Committee', 'load_committee', 'predict_ensemble',
            'answer_together', 'networks_answer', 'answer_file', 'richer_table']
 
 # %% ../nbs/05a_ensemble.ipynb #dcdd5d70
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .angles import angles_from_direction, direction_from_angles
-from .config import find_checkpoint, load_checkpoint
+from .config import checksum, find_checkpoint, load_checkpoint
 from .infer import (SUMMARIES, Deadline, Prediction, Predictor, answer_files, answers_of,
                               load_predictor, read_answers, submission_table, write_answers)
 from .losses import Bins, make_bins
@@ -397,7 +396,7 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_o
         with written_whole(out/f'boosters_{k}.txt') as part: part.write_text(text)
     with written_whole(out/'event_id.npy') as part:
         with open(part, 'wb') as file: np.save(file, ensemble.event_id)
-    sums = {path.name: digest(path) for path in (*out.glob('boosters_*.txt'), out/'event_id.npy')}
+    sums = {path.name: checksum(path) for path in (*out.glob('boosters_*.txt'), out/'event_id.npy')}
     about = {'version': 2, 'checksums': sums, 'made_of': made_of,
              'members': len(runs), 'stacks': bool(stacks),
              'long_runs': bool(long_runs), 'config': asdict(ensemble.config), 'names': ensemble.names,
@@ -405,10 +404,6 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_o
              'pool': ensemble.pool.weights, 'points': ensemble.pool.points,
              'calibration': asdict(ensemble.calibration)}
     with written_whole(out/'ensemble.json') as part: part.write_text(json.dumps(about, indent=1) + '\n')
-
-def digest(path: Path) -> str: # '' if it is not there
-    "What tells a file from a damaged one; LightGBM does not look before it reads."
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
 
 def copy_whole(source: Path, target: Path, names: tuple[str, ...]) -> None:
     "Copy files of a folder, each whole or not at all."
@@ -445,7 +440,7 @@ def load_ensemble(folder: str|Path) -> Ensemble:
     config = EnsembleConfig(**about['config'])
     files = [folder/f'boosters_{k}.txt' for k in range(config.folds)]
     for path in (*files, folder/'event_id.npy'):            # LightGBM may crash on a damaged text
-        if digest(path) != about['checksums'].get(path.name):
+        if not path.is_file() or checksum(path) != about['checksums'].get(path.name):
             raise ValueError(f'{path} is missing or damaged; copy it, or run `icecube-nb ensemble` again')
     folds = [[lightgbm.Booster(model_str=text) for text in path.read_text().split('\f')] for path in files]
     given = about['calibration']
