@@ -6,9 +6,14 @@ Simulated events are taken as single photoelectrons, before electronics merge th
 sampled over direction, place, time and brightness, starting at the truth. It is told what no reconstruction
 knows: whether the event is a track or a cascade, and where along a track the large losses lie and how bright
 they are beside it. Events of more than 300 photoelectrons count as known exactly. The answer is the direction
-with the smallest expected angle; its mean error is a limit that a network trained on such events can come
-near to and not pass. Where the sampling is right, the error it expects and the error it makes agree on
+with the smallest expected angle; its mean error estimates the limit that a network trained on such events
+can come near to. Where the sampling is right, the error it expects and the error it makes agree on
 average. One row an event is written to bench/results/limit.csv; a call that was stopped goes on from there.
+After a change of this file remove limit.csv first.
+
+Approximations: the jitter is a mean of boxes; the energy of a cascade has one power law as its prior, a
+track's brightness and place have flat ones; noise pulses that follow others count like any; light after the
+end of the readout is not taken off.
 """
 import argparse
 from collections.abc import Iterator
