@@ -26,9 +26,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammainc
 
-from icecube_nb import simulate as sim
-from icecube_nb.evaluate import bootstrap_error, line_fit
-from icecube_nb.progress import Progress, end_with_parent
+from icecube_nb.physics import simulate as sim
+from icecube_nb.inference.evaluate import bootstrap_error, line_fit
+from icecube_nb.core.progress import Progress, end_with_parent
 
 RESULTS = Path(__file__).parent/'results'/'limit.csv'
 MOST = 300                                      # photoelectrons; brighter events are not sampled

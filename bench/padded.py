@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icecube_nb.batching import EventBatch
-from icecube_nb.model import Model, Output
+from icecube_nb.data.batching import EventBatch
+from icecube_nb.network.model import Model, Output
 
 
 def preprocess(path: Path, sensors: np.ndarray, max_pulses: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -25,20 +25,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from icecube_nb import batching, train as train_module
-from icecube_nb.angles import angles_from_direction, angular_error, direction_from_angles
-from icecube_nb.batching import TrainingEvents, inference_batches
-from icecube_nb.config import Config, cache_folder, load_checkpoint, override, preset
-from icecube_nb.detector import read_geometry, sensor_features
-from icecube_nb.evaluate import error_table, format_table, paired_difference, pulse_slice, to_markdown
-from icecube_nb.infer import answer_batch, load_predictor, method_errors
-from icecube_nb.losses import angle_loss, bin_loss, decode_bins, decode_vector, vector_loss
-from icecube_nb.model import load_weights
-from icecube_nb.preprocess import PackedBatch, Prepared, load_packed, prepare
-from icecube_nb.progress import Progress
-from icecube_nb.pulses import turn_features
-from icecube_nb.simulate import write_dataset
-from icecube_nb.train import State, make_optimiser, new_state, train, unit_vectors
+from icecube_nb.data import batching as batching, train as train_module
+from icecube_nb.physics.angles import angles_from_direction, angular_error, direction_from_angles
+from icecube_nb.data.batching import TrainingEvents, inference_batches
+from icecube_nb.core.config import Config, cache_folder, override, preset
+from icecube_nb.training.checkpoints import load_checkpoint
+from icecube_nb.physics.detector import read_geometry, sensor_features
+from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
+                                           to_markdown)
+from icecube_nb.inference.predict import answer_batch, load_predictor, method_errors
+from icecube_nb.network.losses import angle_loss, bin_loss, decode_bins, decode_vector, vector_loss
+from icecube_nb.network.model import load_weights
+from icecube_nb.data.packed import PackedBatch, load_packed
+from icecube_nb.data.prepare import Prepared, prepare
+from icecube_nb.core.progress import Progress
+from icecube_nb.data.pulses import turn_features
+from icecube_nb.physics.simulate import write_dataset
+from icecube_nb.training.loop import State, make_optimiser, new_state, train, unit_vectors
 
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
 FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed

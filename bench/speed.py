@@ -28,15 +28,16 @@ import torch
 
 import padded
 
-from icecube_nb.batching import batches_by_pulses, make_batch
-from icecube_nb.config import cache_folder, override, small
-from icecube_nb.cores import MMAP_THRESHOLD, TRIM_THRESHOLD, Crew
-from icecube_nb.detector import read_geometry, sensor_features
-from icecube_nb.losses import decode_bins
-from icecube_nb.model import Model
-from icecube_nb.preprocess import load_packed, pack_batch, plan_jobs, prepare
-from icecube_nb.simulate import default_dataset
-from icecube_nb.train import crew_of, event_loss, new_state, train_step
+from icecube_nb.data.batching import batches_by_pulses, make_batch
+from icecube_nb.core.config import cache_folder, override, small
+from icecube_nb.core.cpu_workers import MMAP_THRESHOLD, TRIM_THRESHOLD, Crew
+from icecube_nb.physics.detector import read_geometry, sensor_features
+from icecube_nb.network.losses import decode_bins
+from icecube_nb.network.model import Model
+from icecube_nb.data.packed import load_packed
+from icecube_nb.data.prepare import pack_batch, plan_jobs, prepare
+from icecube_nb.physics.simulate import default_dataset
+from icecube_nb.training.loop import crew_of, event_loss, new_state, train_step
 
 RESULTS = Path(__file__).parent/'results'/'speed.json'
 REPEATS = 8           # of the simulated events in the file that is preprocessed
@@ -263,8 +264,8 @@ def inference(rounds: int, size: int) -> list[dict]:
 
 def engines(model: Model, folder: Path) -> dict[str, Callable]:
     "The exported network in each engine that is installed."
-    if importlib.util.find_spec('icecube_nb.engines') is None: return {}
-    from icecube_nb.engines import available_engines, export_onnx, load_engine
+    if importlib.util.find_spec('icecube_nb.network.engines') is None: return {}
+    from icecube_nb.network.engines import available_engines, export_onnx, load_engine
     there = [name for name, why in available_engines().items() if not why and name != 'torch']
     if not there: return {}
     try: path = export_onnx(model, folder/'small.onnx')

@@ -29,16 +29,20 @@ import pandas as pd
 import torch
 
 from . import __version__
-from .angles import angular_error
-from .config import find_checkpoint, from_json, load_checkpoint
-from .detector import ICE_FILE, ice_of_text
-from .ensemble import (answer_together, copy_whole, is_ensemble, load_committee, predict_ensemble,
-                                 read_ensemble_note)
-from .infer import Deadline, Prediction, answer_batch, load_predictor, predict, read_answers
-from .preprocess import Prepared, load_packed, prepare, written_whole
-from .progress import Progress
-from .simulate import write_dataset
-from .train import pick_device
+from .physics.angles import angular_error
+from .core.config import from_json
+from .training.checkpoints import find_checkpoint, load_checkpoint
+from .physics.detector import ICE_FILE, ice_of_text
+from .inference.ensemble import (answer_together, copy_whole, is_ensemble, load_committee,
+                                           predict_ensemble, read_ensemble_note)
+from .inference.predict import (Deadline, Prediction, answer_batch, load_predictor, predict,
+                                          read_answers)
+from .core.storage import written_whole
+from .data.packed import load_packed
+from .data.prepare import Prepared, prepare
+from .core.progress import Progress
+from .physics.simulate import write_dataset
+from .training.precision import pick_device
 
 # %% ../nbs/06_kaggle.ipynb #3ba82297
 WHEEL_INFO = {
@@ -58,7 +62,8 @@ def write_wheel(folder: Path # where to
     content[f'{info}/RECORD'] = f'{record}{info}/RECORD,,\n'.encode()
     path = folder/f'icecube_nb-{__version__}-py3-none-any.whl'
     with written_whole(path) as part, zipfile.ZipFile(part, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, data in content.items(): archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+        for name, data in content.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     return path
 
 # %% ../nbs/06_kaggle.ipynb #756f70e4
@@ -75,7 +80,8 @@ class Bundle:
 
 def sha256(path: Path) -> str: # hexadecimal
     "Hash of a file, read piece by piece."
-    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 # %% ../nbs/06_kaggle.ipynb #6abd0ddf
 def open_bundle(folder: str|Path) -> Bundle:
@@ -84,7 +90,9 @@ def open_bundle(folder: str|Path) -> Bundle:
     manifest = folder/'manifest.json'
     if not manifest.is_file():
         raise FileNotFoundError(f'{folder} has no manifest.json; make a bundle with `icecube-nb bundle`')
-    try: about = json.loads(manifest.read_text()); listed = about['files'].items()
+    try:
+        about = json.loads(manifest.read_text())
+        listed = about['files'].items()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f'{manifest} is damaged; upload the bundle again') from None
     for name, (size, digest) in listed:
@@ -137,8 +145,10 @@ def write_check(folder: Path, # to be made
         data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice)
         (folder/'test').mkdir(parents=True)
         for path in (data/'sensor_geometry.csv', data/ICE_FILE, data/'test_meta.parquet'):
-            if path.exists(): shutil.copyfile(path, folder/path.name)
-        for path in (data/'test').iterdir(): shutil.copyfile(path, folder/'test'/path.name)
+            if path.exists():
+                shutil.copyfile(path, folder/path.name)
+        for path in (data/'test').iterdir():
+            shutil.copyfile(path, folder/'test'/path.name)
     for run in runs:
         answer_check(folder, run)[0].to_csv(folder/f'answers_{run.name}.csv', index=False)
 
@@ -161,19 +171,23 @@ def bundle(run: str|Path, # of the model
     part = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
     try:
         configs = {n: copy_run(Path(r), part/n) for n, r in runs.items()}
-        if ensemble: configs['ensemble'] = copy_ensemble(Path(ensemble), part/'ensemble')
+        if ensemble:
+            configs['ensemble'] = copy_ensemble(Path(ensemble), part/'ensemble')
         write_wheel(part)
         write_check(part/'check', [part/n for n in configs])
-        for title, text in NOTEBOOKS.items(): (part/f'{title}.ipynb').write_text(notebook_json(text))
+        for title, text in NOTEBOOKS.items():
+            (part/f'{title}.ipynb').write_text(notebook_json(text))
         described = {'title': name, 'id': f'{owner}/{name}', 'licenses': [{'name': 'apache-2.0'}]}
         (part/'dataset-metadata.json').write_text(json.dumps(described, indent=1) + '\n')
         about = {'version': 1, 'package': __version__, 'torch': torch.__version__, 'runs': configs}
         write_manifest(part, about)
         open_bundle(part)
         part.chmod(0o755)
-        if out.exists(): shutil.rmtree(out)
+        if out.exists():
+            shutil.rmtree(out)
         part.rename(out)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return open_bundle(out)
 
 # %% ../nbs/06_kaggle.ipynb #f8089e71
@@ -183,7 +197,8 @@ def copy_run(run: Path, target: Path) -> str: # name of its settings
         raise ValueError(f'{run} is an ensemble: give it as --ensemble, and a single run as --run')
     config, _, _ = load_checkpoint(run)
     target.mkdir(parents=True)
-    for name in CHECKPOINT: shutil.copyfile(find_checkpoint(run)/name, target/name)
+    for name in CHECKPOINT:
+        shutil.copyfile(find_checkpoint(run)/name, target/name)
     return config.name
 
 def write_manifest(folder: Path, about: dict) -> None:
@@ -200,7 +215,8 @@ def copy_ensemble(source: Path, target: Path) -> str: # the names of its network
     numbers, names = range(about['members']), [f'boosters_{k}.txt' for k in range(about['config']['folds'])]
     configs = [copy_run(source/f'run_{i}', target/f'run_{i}') for i in numbers]
     for i in numbers:
-        if about['long_runs']: copy_run(source/f'long_{i}', target/f'long_{i}')
+        if about['long_runs']:
+            copy_run(source/f'long_{i}', target/f'long_{i}')
         if about['stacks']:
             copy_whole(source/f'stack_{i}', target/f'stack_{i}', ('weights.safetensors', 'stack.json'))
     copy_whole(source, target, ('ensemble.json', 'event_id.npy', *names))
@@ -236,8 +252,11 @@ def self_check(made: Bundle, device: str = 'auto', precision: str = 'auto') -> C
         rates, away = {}, {}
         for name in made.about['runs']:
             expected = pd.read_csv(made.folder/'check'/f'answers_{name}.csv')
-            try: said, rates[name] = answer_check(made.folder/'check', made.folder/name, tried, precision)
-            except RuntimeError as e: words.append(f'{tried} fails: {str(e).splitlines()[0]}'); break
+            try:
+                said, rates[name] = answer_check(made.folder/'check', made.folder/name, tried, precision)
+            except RuntimeError as e:
+                words.append(f'{tried} fails: {str(e).splitlines()[0]}')
+                break
             angles = (table[column] for table in (expected, said) for column in ('azimuth', 'zenith'))
             away[name] = angular_error(*angles).mean()
             words.append(f'{name}: {len(said)} events on {tried}, {away[name]:.1e} rad from what they should '
@@ -258,7 +277,8 @@ def submit(made: Bundle, check: Check, data: str|Path, # competition files
         until, load_predictor(made.run(name), check.device, precision), check.per_second[name]/2)
     options = dict(device=check.device, precision=precision, deadline=deadline,
                    progress=progress or Progress('answering, events', 60.0))
-    if not ensemble: return predict(data, made.run('main'), out, made.run('long'), **options)
+    if not ensemble:
+        return predict(data, made.run('main'), out, made.run('long'), **options)
     done = predict_ensemble(data, ensemble, out, **options)
     done.out.with_suffix('.parquet').replace(done.out.with_name('uncertainties.parquet'))
     return done
@@ -332,10 +352,10 @@ data set.
 The code comes from a bundle as well, so add that and the competition as inputs. No internet is needed.
 ''' + OPENING + '''
 %% code
-from icecube_nb.config import preset
-from icecube_nb.preprocess import prepare
-from icecube_nb.progress import Progress
-from icecube_nb.train import train
+from icecube_nb.core.config import preset
+from icecube_nb.data.prepare import prepare
+from icecube_nb.core.progress import Progress
+from icecube_nb.training.loop import train
 
 PRESET, FILES, HOURS = 'deep', 40, 8.0
 data = kaggle.find_input('train_meta.parquet', INPUT)

@@ -16,20 +16,32 @@ from pathlib import Path
 PACKAGE = 'icecube_nb'
 GENERATED = {'__init__.py', '_modidx.py'}          # not exported from a notebook's cells
 
-# who may import whom: a module imports its own layer or lower ones, never a higher one
+# who may import whom: a module imports modules further down this list, never one further up
 LAYERS = [
-    {'config', 'angles', 'progress', 'cores'},
-    {'detector', 'attention', 'losses', 'evaluate', 'runs', 'distributed', 'precision'},
-    {'simulate', 'preprocess', 'model', 'optimise'},
-    {'pulses', 'engines', 'check'},
-    {'batching'},
-    {'train', 'infer'},
-    {'stack', 'ensemble', 'uncertainty', 'robustness'},
-    {'eda', 'kaggle', 'show'},
-    {'cli'},
+    ['cli'],
+    ['kaggle', 'show'],
+    ['inference.robustness', 'inference.ensemble'],
+    ['inference.stack', 'inference.uncertainty'],
+    ['inference.predict'],
+    ['training.loop'],
+    ['training.optimise', 'training.distributed', 'training.runs'],
+    ['training.precision', 'training.checkpoints'],
+    ['network.published', 'network.engines'],
+    ['network.model'],
+    ['network.attention', 'network.losses'],
+    ['data.check', 'data.batching'],
+    ['data.prepare', 'data.pulses'],
+    ['data.angle_bins', 'data.packed'],
+    ['data.competition'],
+    ['physics.eda', 'physics.simulate', 'inference.evaluate'],
+    ['physics.detector'],
+    ['physics.angles'],
+    ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers'],
 ]
-LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-WITHOUT_TORCH = ['config', 'angles', 'detector', 'simulate', 'preprocess', 'check', 'eda', 'runs']
+LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
+WITHOUT_TORCH = ['core.config', 'core.progress', 'core.storage', 'physics.angles', 'physics.detector',
+                 'physics.eda', 'physics.simulate', 'data.competition', 'data.packed', 'data.prepare',
+                 'data.check', 'training.checkpoints', 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110
@@ -43,12 +55,13 @@ MACHINE_WORDS = re.compile(r'(?<![\w.~-])/(?:root|home|work|tmp|Users)/[^\s"\'`]
 
 def notebooks(root: Path) -> list[Path]:
     "The project's notebooks, by name; those with a leading . or _ do not count, as in nbdev"
-    return sorted(p for p in (root/'nbs').glob('*.ipynb') if p.name[0] not in '._')
+    return sorted(p for p in (root/'nbs').rglob('*.ipynb')
+                  if not any(part[0] in '._' for part in p.relative_to(root).parts))
 
 
 def modules(root: Path) -> list[Path]:
     "The package's modules that come from notebooks"
-    return sorted(p for p in (root/PACKAGE).glob('*.py') if p.name not in GENERATED)
+    return sorted(p for p in (root/PACKAGE).rglob('*.py') if p.name not in GENERATED)
 
 
 def read_notebook(path: Path) -> dict:
@@ -100,7 +113,8 @@ def export(root: Path) -> list[str]:
         copy = copy_project(root, Path(folder))
         done = run_python('from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', copy)
         if done.returncode: return [f'nbdev_export failed: {last_line(done.stderr)}']
-        there, here = ({p.name: p.read_bytes() for p in (r/PACKAGE).glob('*.py')} for r in (copy, root))
+        there, here = ({str(p.relative_to(r/PACKAGE)): p.read_bytes() for p in (r/PACKAGE).rglob('*.py')}
+                       for r in (copy, root))
     return [_drift(name, there, here) for name in sorted(there.keys() | here.keys())
             if there.get(name) != here.get(name)]
 
@@ -120,7 +134,7 @@ def clean(root: Path) -> list[str]:
         copy = copy_project(root, Path(folder))
         done = run_python('from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()', copy)
         if done.returncode: return [f'nbdev_clean failed: {last_line(done.stderr)}']
-        unlike = [p.name for p in notebooks(root) if p.read_bytes() != (copy/'nbs'/p.name).read_bytes()]
+        unlike = [p.name for p in notebooks(root) if p.read_bytes() != (copy/p.relative_to(root)).read_bytes()]
     return [f'nbs/{name} is not clean; mend: make clean-nbs' for name in unlike]
 
 
@@ -184,8 +198,8 @@ def readme(root: Path) -> list[str]:
 
 def layers(root: Path) -> list[str]:
     "Modules import downwards: the table at the top of tools/repo_checks.py"
-    arrows = {(p.stem, target) for p in modules(root) for target in imported_siblings(p)}
-    names = {p.stem for p in modules(root)} | {target for _, target in arrows}
+    names = {module_name(p, root) for p in modules(root)}
+    arrows = {(module_name(p, root), target) for p in modules(root) for target in imported_siblings(p, root)}
     found = [f'{PACKAGE}.{name} has no layer: give it one in LAYERS of tools/repo_checks.py'
              for name in sorted(names - LAYER_OF.keys())]
     for source, target in sorted(a for a in arrows if set(a) <= LAYER_OF.keys() and a[0] != a[1]):
@@ -195,21 +209,32 @@ def layers(root: Path) -> list[str]:
     return found
 
 
-def imported_siblings(path: Path) -> set[str]:
+def module_name(path: Path, root: Path) -> str:
+    "The dotted name of a module inside the package, e.g. data.packed"
+    return '.'.join(path.relative_to(root/PACKAGE).with_suffix('').parts)
+
+
+def imported_siblings(path: Path, root: Path) -> set[str]:
     "The modules of this package that a module imports, anywhere in it"
     names = set()
     for node in ast.walk(_parse(path)):
-        for name in _imported(node):
-            head, _, rest = name.partition('.')
-            if head == PACKAGE and rest and not rest.startswith('_'): names.add(rest.partition('.')[0])
+        for name in _imported(node, module_name(path, root)):
+            if not name.startswith(f'{PACKAGE}.'):
+                continue
+            inner = name.removeprefix(f'{PACKAGE}.')
+            known = [inner, inner.rpartition('.')[0]]
+            names.update(m for m in known if (root/PACKAGE/f"{m.replace('.', '/')}.py").is_file())
     return names
 
 
-def _imported(node: ast.AST) -> list[str]:
+def _imported(node: ast.AST, module: str = '') -> list[str]:
     "The absolute dotted names that one statement imports: `from .a import b` gives icecube_nb.a.b"
-    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom): return []
-    base = '.'.join(filter(None, [PACKAGE if node.level else '', node.module]))
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    folder = [PACKAGE, *module.split('.')][:-node.level] if node.level else []
+    base = '.'.join([*folder, *([node.module] if node.module else [])])
     return [f'{base}.{alias.name}' for alias in node.names]
 
 
@@ -221,7 +246,7 @@ def _parse(path: Path) -> ast.Module:
 def no_torch(root: Path) -> list[str]:
     "The modules of the first steps import without torch, each in a fresh process"
     found = []
-    for name in (n for n in WITHOUT_TORCH if (root/PACKAGE/f'{n}.py').exists()):
+    for name in (n for n in WITHOUT_TORCH if (root/PACKAGE/f'{n.replace(".", "/")}.py').exists()):
         code = f'import sys, {PACKAGE}.{name}; sys.exit(3 if "torch" in sys.modules else 0)'
         done = run_python(code, root)
         if done.returncode == 3: found.append(f'{PACKAGE}.{name} imports torch: do it inside a function')
@@ -236,9 +261,9 @@ def imports(root: Path) -> list[str]:
         for node in ast.walk(_parse(path)):
             heads = {name.partition('.')[0] for name in _imported(node)}
             for head in sorted(heads & DEVELOPMENT_ONLY):
-                found.append(f'{PACKAGE}/{path.name}:{node.lineno} imports {head}: only hidden cells may')
+                found.append(f'{PACKAGE}/{module_name(path, root)}:{node.lineno} imports {head}: only hidden cells may')
             if isinstance(node, ast.ImportFrom) and any(alias.name == '*' for alias in node.names):
-                found.append(f'{PACKAGE}/{path.name}:{node.lineno} has `import *`: name what is used')
+                found.append(f'{PACKAGE}/{module_name(path, root)}:{node.lineno} has `import *`: name what is used')
     return found
 
 
