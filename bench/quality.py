@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from icecube_nb.data import batching as batching, train as train_module
+from icecube_nb.data import batching
+from icecube_nb.training import loop as train_module
 from icecube_nb.physics.angles import angles_from_direction, angular_error, direction_from_angles
 from icecube_nb.data.batching import TrainingEvents, inference_batches
 from icecube_nb.core.config import Config, cache_folder, override, preset
