@@ -52,10 +52,10 @@ ARMS = {
     'published': ('small', {}),
     'deep': ('deep', {}),
     # other rates of Muon at their peak (`deep`: 0.0025), and other sizes of a step
-    'muon 0.02': ('deep', {'train.muon_scale': 40}),
-    'muon 0.01': ('deep', {'train.muon_scale': 20}),
-    'muon 0.005': ('deep', {'train.muon_scale': 10}),
-    'muon 0.00125': ('deep', {'train.muon_scale': 2.5}),
+    'muon 0.02': ('deep', {'train.muon_lr_factor': 40}),
+    'muon 0.01': ('deep', {'train.muon_lr_factor': 20}),
+    'muon 0.005': ('deep', {'train.muon_lr_factor': 10}),
+    'muon 0.00125': ('deep', {'train.muon_lr_factor': 2.5}),
     'batch 128': ('deep', {'train.batch_events': 128}),
     'batch 128, rates x 1.4': ('deep', {'train.batch_events': 128, 'train.max_lr': 7e-4}),
     'neck 256': ('deep', {'model.neck': 256}),
@@ -237,10 +237,10 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
         yield row
 
 
-def minutes_run(run: Path, data: Path, minutes: float, muon_scale: float) -> pd.DataFrame:
+def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) -> pd.DataFrame:
     "Train `deep` for so long, or go on; errors of the heads and the line fit on the test events of `data`."
     prepared = prepare(data)
-    config = override(preset('deep'), {'train.muon_scale': muon_scale})
+    config = override(preset('deep'), {'train.muon_lr_factor': muon_lr_factor})
     state = train(prepared, run, config, minutes, 'cpu', Progress('training'))
     packed = load_packed(next(iter(prepared.test.values())))
     columns = answer_batch(packed, lambda c: prepared.sensors(c.data), load_predictor(run, 'cpu'))
@@ -249,7 +249,7 @@ def minutes_run(run: Path, data: Path, minutes: float, muon_scale: float) -> pd.
     found = error_table(errors, columns['pulses'])
     kinds = truth.set_index('event_id').loc[packed.event_id, 'kind'].to_numpy()
     about = {'events': state.events, 'seconds': round(state.seconds), 'steps': state.step,
-             'muon_scale': muon_scale,
+             'muon_scale': muon_lr_factor,
              'threads': torch.get_num_threads(), 'instructions': torch.backends.cpu.get_cpu_capability(),
              'kinds': {k: {name: float(np.mean(e[kinds == k])) for name, e in errors.items()}
                        for k in np.unique(kinds)}}
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument('--run', type=Path, help='folder of a run, for `after` and `minutes`')
     parser.add_argument('--data', type=Path, help='competition-format folder with test_truth.parquet')
     parser.add_argument('--minutes', type=float, default=20.0)
-    parser.add_argument('--muon-scale', type=float, default=preset('deep').train.muon_scale,
+    parser.add_argument('--muon-scale', type=float, default=preset('deep').train.muon_lr_factor,
                         help="of `minutes`: Muon's rate in units of train.max_lr")
     parser.add_argument('--scratch', type=Path, default=cache_folder()/'quality-runs', help='of the runs')
     a = parser.parse_args()
@@ -310,7 +310,7 @@ def main() -> None:
         print(to_markdown(table(rows, a.reference)))
         if a.slices: print(to_markdown(by_slice(rows)))
         return
-    if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_scale)))
+    if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_lr_factor)))
     unknown = sorted({*(a.arms or [])} - ARMS.keys())
     if unknown: parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS)}')
     torch.set_num_threads(a.threads)

@@ -30,14 +30,14 @@ import padded
 
 from icecube_nb.data.batching import batches_by_pulses, make_batch
 from icecube_nb.core.config import cache_folder, override, small
-from icecube_nb.core.cpu_workers import MMAP_THRESHOLD, TRIM_THRESHOLD, Crew
+from icecube_nb.core.cpu_workers import MMAP_THRESHOLD, TRIM_THRESHOLD, CpuWorkerPool
 from icecube_nb.physics.detector import read_geometry, sensor_features
 from icecube_nb.network.losses import decode_bins
 from icecube_nb.network.model import Model
 from icecube_nb.data.packed import load_packed
 from icecube_nb.data.prepare import pack_batch, plan_jobs, prepare
 from icecube_nb.physics.simulate import default_dataset
-from icecube_nb.training.loop import crew_of, event_loss, new_state, train_step
+from icecube_nb.training.loop import cpu_workers_for, event_loss, new_state, train_step
 
 RESULTS = Path(__file__).parent/'results'/'speed.json'
 REPEATS = 8           # of the simulated events in the file that is preprocessed
@@ -212,15 +212,15 @@ def training(rounds: int, size: int) -> list[dict]:
 
     def ours(state):
         def call():
-            with crew_of(state) as crew:
+            with cpu_workers_for(state) as crew:
                 for events in grouped:
-                    train_step(state, [batch_of(packed, events, sensors)], 1e-5, crew=crew)
+                    train_step(state, [batch_of(packed, events, sensors)], 1e-5, workers=crew)
             return sum(map(len, grouped))
         return call
 
     names = ['reference 1: padded, grouped by length', 'reference 2: padded, shuffled']
     calls = {names[0]: reference(grouped), names[1]: reference([shuffled]),
-             f'packed, a core takes {plain.config.train.part_pulses:,} pulses': ours(plain),
+             f'packed, a core takes {plain.config.train.microbatch_pulses:,} pulses': ours(plain),
              'the same, exact GELU': ours(exact)}
     return rows_of('training small', in_turns(calls, rounds), names)
 
@@ -244,7 +244,7 @@ def inference(rounds: int, size: int) -> list[dict]:
             return len(events)
         def call():
             usual_memory()
-            with Crew(workers) if workers else nullcontext() as crew:
+            with CpuWorkerPool(workers) if workers else nullcontext() as crew:
                 return sum(crew.map(work, groups) if crew else map(work, groups))
         return call
 

@@ -242,11 +242,11 @@ def own_share(batches: list[tuple[int, np.ndarray]], # of one step: file number 
 
 # %% ../../nbs/01b_batching.ipynb #5e1a0b02
 def cut_batch(batch: EventBatch, # events in the order of length, for even parts
-              part_pulses: int # pulses of a part, about
+              microbatch_pulses: int # pulses of a part, about
     ) -> list[EventBatch]: # an even number of parts where there are events enough; views, nothing is copied
     "Cut a batch into parts of equal work; what they are does not depend on the machine."
     ends, events = batch.offsets.numpy(), len(batch.event)
-    parts = min(2*max(1, math.ceil(ends[-1]/(2*part_pulses))), max(1, events))
+    parts = min(2*max(1, math.ceil(ends[-1]/(2*microbatch_pulses))), max(1, events))
     cuts = np.searchsorted(ends, ends[-1]*np.arange(1, parts)/parts)
     cuts = np.unique(np.concatenate(([0], cuts, [events])))
     return [EventBatch(batch.features[ends[a]:ends[b]], batch.offsets[a:b + 1] - ends[a],

@@ -29,7 +29,7 @@ from ..physics.angles import angles_from_direction, angular_error, direction_fro
 from ..data.batching import EventBatch, batches_by_pulses, make_batch, prefetch
 from ..core.config import Config, to_json
 from ..training.checkpoints import find_checkpoint, load_checkpoint
-from ..core.cpu_workers import Crew
+from ..core.cpu_workers import CpuWorkerPool
 from ..physics.detector import read_geometry, sensor_features
 from ..network.engines import export_onnx, load_engine
 from .evaluate import constant_guess, line_fit, line_fit_velocity
@@ -163,7 +163,7 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
     budget = PULSE_BUDGET['cpu' if torch_cpu else 'cuda']
     batches = prefetch(micro_batches(packed, events, predictor.config, sensors, budget))
     work = lambda batch: answer_micro_batch(predictor, batch, decode, dump)
-    with Crew() if torch_cpu else nullcontext() as crew:
+    with CpuWorkerPool() if torch_cpu else nullcontext() as crew:
         for said, numbers in crew.map(work, batches) if crew else map(work, batches):
             if stop and stop(done):
                 break
