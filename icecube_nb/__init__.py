@@ -1,1 +1,29 @@
+"""Directions of neutrinos from IceCube pulses.
+
+`simulate`, `prepare`, `train`, `predict` and `evaluate` are the path from events to a score. They are loaded
+when they are first used, so `import icecube_nb` needs neither torch nor time.
+"""
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+_FUNCTIONS = {                          # name here -> module and name there
+    'simulate': ('physics.simulate', 'write_dataset'),
+    'prepare': ('data.prepare', 'prepare'),
+    'train': ('training.loop', 'train'),
+    'predict': ('inference.predict', 'predict'),
+    'evaluate': ('inference.evaluate', 'score_submission'),
+}
+
+
+def __getattr__(name: str) -> object:
+    "Import one of `_FUNCTIONS` when it is asked for."
+    if name not in _FUNCTIONS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it offers {", ".join(_FUNCTIONS)}')
+    module, function = _FUNCTIONS[name]
+    return getattr(import_module(f'{__name__}.{module}'), function)
+
+
+def __dir__() -> list[str]:
+    "What `dir(icecube_nb)` and completion show."
+    return sorted([*globals(), *_FUNCTIONS])
