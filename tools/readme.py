@@ -58,27 +58,35 @@ def take_figure(output, figures: dict[str, bytes]) -> None:
 def prepare_output(output, figures: dict[str, bytes]) -> None:
     "Make one output ready for the exporter, in place"
     data = output.get('data', {})
-    if 'text/markdown' in data: data['text/markdown'] = relink(data['text/markdown'])
-    elif 'image/png' in data: take_figure(output, figures)
+    if 'text/markdown' in data:
+        data['text/markdown'] = relink(data['text/markdown'])
+    elif 'image/png' in data:
+        take_figure(output, figures)
 
 
 def prepare_cell(cell, figures: dict[str, bytes]):
     "One cell as the README shows it, or None where it does not"
-    if cell.cell_type == 'markdown': cell.source = relink(cell.source)
-    if cell.cell_type != 'code': return cell if cell.cell_type == 'markdown' else None
+    if cell.cell_type == 'markdown':
+        cell.source = relink(cell.source)
+    if cell.cell_type != 'code':
+        return cell if cell.cell_type == 'markdown' else None
     flags = directives(cell.source)
-    if 'hide' in flags or flags.get('include') == 'false': return None
+    if 'hide' in flags or flags.get('include') == 'false':
+        return None
     cell.outputs = [] if flags.get('output') == 'false' else shown_outputs(cell)
-    for output in cell.outputs: prepare_output(output, figures)
+    for output in cell.outputs:
+        prepare_output(output, figures)
     cell.source = '' if flags.get('echo') == 'false' else DIRECTIVE.sub('', cell.source).strip()
-    if not cell.source: cell.metadata['transient'] = {'remove_source': True}
+    if not cell.source:
+        cell.metadata['transient'] = {'remove_source': True}
     return cell if cell.source or cell.outputs else None
 
 
 def make_readme(root: Path) -> tuple[str, dict[str, bytes]]:
     "The text of README.md for the repository at `root`, and its figures, path -> bytes"
     path = root/NOTEBOOK
-    if not path.exists(): raise FileNotFoundError(f'{NOTEBOOK} is missing: README.md is made from it')
+    if not path.exists():
+        raise FileNotFoundError(f'{NOTEBOOK} is missing: README.md is made from it')
     figures: dict[str, bytes] = {}
     nb = nbformat.read(path, as_version=4)
     nb.cells = [c for c in (prepare_cell(c, figures) for c in nb.cells) if c is not None]
@@ -97,8 +105,10 @@ def dead_links(root: Path, text: str) -> list[str]:
 
 def faults(root: Path) -> list[str]:
     "How README.md and its figures differ from what nbs/index.ipynb gives; empty where they agree"
-    try: text, figures = make_readme(root)
-    except FileNotFoundError as error: return [str(error)]
+    try:
+        text, figures = make_readme(root)
+    except FileNotFoundError as error:
+        return [str(error)]
     readme = root/'README.md'
     old = readme.read_text(encoding='utf-8') if readme.exists() else ''
     diff = list(difflib.unified_diff(old.splitlines(), text.splitlines(), lineterm='', n=0))[2:8]
@@ -112,7 +122,8 @@ def write_readme(root: Path) -> None:
     "Write README.md and its figures, and remove figures that it no longer has"
     text, figures = make_readme(root)
     for old in (root/'nbs'/'images').glob('readme_*.png'):
-        if old.relative_to(root).as_posix() not in figures: old.unlink()
+        if old.relative_to(root).as_posix() not in figures:
+            old.unlink()
     for path, png in figures.items():
         (root/path).parent.mkdir(exist_ok=True)
         (root/path).write_bytes(png)
@@ -127,10 +138,12 @@ def main() -> int:
     parser.add_argument('--check', action='store_true', help='write nothing; exit 1 where they differ')
     parser.add_argument('--root', type=Path, default=Path(__file__).parents[1], help='the repository')
     args = parser.parse_args()
-    if not args.check: write_readme(args.root)
+    if not args.check:
+        write_readme(args.root)
     found = faults(args.root)
     print('\n'.join(found) or 'README.md is what nbs/index.ipynb gives')
     return bool(found)
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = 'icecube_nb'
-GENERATED = {'__init__.py', '_modidx.py'}          # not exported from a notebook's cells
+import structure
+from structure import PACKAGE, module_files as modules, notebook_files as notebooks
 
 # who may import whom: a module imports modules further down this list, never one further up
 LAYERS = [
@@ -45,6 +45,8 @@ WITHOUT_TORCH = ['core.config', 'core.progress', 'core.storage', 'physics.angles
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110
+MAX_MODULE_LINES = 500
+MAX_CELL_LINES = 40
 MAX_NOTEBOOK_BYTES = 1_000_000
 MAX_FIGURES = 8
 MACHINE_WORDS = re.compile(r'(?<![\w.~-])/(?:root|home|work|tmp|Users)/[^\s"\'`]*'   # one machine's paths
@@ -52,17 +54,6 @@ MACHINE_WORDS = re.compile(r'(?<![\w.~-])/(?:root|home|work|tmp|Users)/[^\s"\'`]
 
 
 # ---- what the checks read ----
-
-def notebooks(root: Path) -> list[Path]:
-    "The project's notebooks, by name; those with a leading . or _ do not count, as in nbdev"
-    return sorted(p for p in (root/'nbs').rglob('*.ipynb')
-                  if not any(part[0] in '._' for part in p.relative_to(root).parts))
-
-
-def modules(root: Path) -> list[Path]:
-    "The package's modules that come from notebooks"
-    return sorted(p for p in (root/PACKAGE).rglob('*.py') if p.name not in GENERATED)
-
 
 def read_notebook(path: Path) -> dict:
     "A notebook as it lies on disk"
@@ -77,7 +68,8 @@ def text_of(lines: str | list[str]) -> str:
 def code_cells(path: Path) -> Iterator[tuple[int, str, list[dict]]]:
     "The code cells of a notebook: number, source, outputs"
     for number, cell in enumerate(read_notebook(path)['cells']):
-        if cell['cell_type'] == 'code': yield number, text_of(cell['source']), cell['outputs']
+        if cell['cell_type'] == 'code':
+            yield number, text_of(cell['source']), cell['outputs']
 
 
 def directives(source: str) -> set[str]:
@@ -90,7 +82,8 @@ def copy_project(root: Path, target: Path) -> Path:
     (target/PACKAGE).mkdir()
     shutil.copytree(root/'nbs', target/'nbs', ignore=shutil.ignore_patterns('.*', '_*', 'images'))
     shutil.copy(root/'settings.ini', target)
-    if (root/PACKAGE/'__init__.py').exists(): shutil.copy(root/PACKAGE/'__init__.py', target/PACKAGE)
+    if (root/PACKAGE/'__init__.py').exists():
+        shutil.copy(root/PACKAGE/'__init__.py', target/PACKAGE)
     return target.resolve()
 
 
@@ -112,7 +105,8 @@ def export(root: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_project(root, Path(folder))
         done = run_python('from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', copy)
-        if done.returncode: return [f'nbdev_export failed: {last_line(done.stderr)}']
+        if done.returncode:
+            return [f'nbdev_export failed: {last_line(done.stderr)}']
         there, here = ({str(p.relative_to(r/PACKAGE)): p.read_bytes() for p in (r/PACKAGE).rglob('*.py')}
                        for r in (copy, root))
     return [_drift(name, there, here) for name in sorted(there.keys() | here.keys())
@@ -121,27 +115,34 @@ def export(root: Path) -> list[str]:
 
 def _drift(name: str, exported: dict, committed: dict) -> str:
     "One sentence on a module that is not what its notebook exports"
-    if name not in exported: return f'{PACKAGE}/{name} comes from no notebook: write it as one, or remove it'
-    if name not in committed: return f'{PACKAGE}/{name} is not there; mend: make export'
+    if name not in exported:
+        return f'{PACKAGE}/{name} comes from no notebook: write it as one, or remove it'
+    if name not in committed:
+        return f'{PACKAGE}/{name} is not there; mend: make export'
     return f'{PACKAGE}/{name} is not what its notebook exports; mend: make export'
 
 
 def clean(root: Path) -> list[str]:
     "Notebooks are clean: no execution counts, no metadata of one machine"
-    broken = [f'nbs/{p.name} is not a notebook: {e}' for p in notebooks(root) if (e := _unreadable(p))]
-    if broken: return broken
+    broken = [f'{p.relative_to(root)} is not a notebook: {e}' for p in notebooks(root) if (e := _unreadable(p))]
+    if broken:
+        return broken
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_project(root, Path(folder))
         done = run_python('from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()', copy)
-        if done.returncode: return [f'nbdev_clean failed: {last_line(done.stderr)}']
-        unlike = [p.name for p in notebooks(root) if p.read_bytes() != (copy/p.relative_to(root)).read_bytes()]
-    return [f'nbs/{name} is not clean; mend: make clean-nbs' for name in unlike]
+        if done.returncode:
+            return [f'nbdev_clean failed: {last_line(done.stderr)}']
+        names = [p.relative_to(root) for p in notebooks(root)]
+        unlike = [name for name in names if (root/name).read_bytes() != (copy/name).read_bytes()]
+    return [f'{name} is not clean; mend: make clean-nbs' for name in unlike]
 
 
 def _unreadable(path: Path) -> str:
     "Why `path` cannot be read as a notebook, or nothing"
-    try: read_notebook(path)['cells']
-    except (ValueError, KeyError, TypeError) as error: return f'{type(error).__name__}: {error}'
+    try:
+        read_notebook(path)['cells']
+    except (ValueError, KeyError, TypeError) as error:
+        return f'{type(error).__name__}: {error}'
     return ''
 
 
@@ -156,9 +157,9 @@ def as_run(root: Path) -> list[str]:
     for path in notebooks(root):
         for number, source, outputs in code_cells(path):
             if any(o['output_type'] == 'error' for o in outputs):
-                found.append(f'nbs/{path.name} cell {number} ended in an error; mend: run the notebook')
+                found.append(f'{path.relative_to(root)} cell {number} ended in an error; mend: run the notebook')
             elif not outputs and not flags & directives(source) and _must_show(source):
-                found.append(f'nbs/{path.name} cell {number} shows something, but has no output: run it')
+                found.append(f'{path.relative_to(root)} cell {number} shows something, but has no output: run it')
     return found
 
 
@@ -170,8 +171,10 @@ def test_flags(root: Path) -> set[str]:
 
 def _must_show(source: str) -> bool:
     "Whether a cell, once run, surely leaves an output: a plain call of print or plt.show"
-    try: statements = ast.parse(source).body
-    except SyntaxError: return False                                    # magics; its test says more
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return False                                    # magics; its test says more
     calls = [s.value.func for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
     return not source.rstrip().endswith(';') and any(ast.unparse(c) in ('print', 'plt.show') for c in calls)
 
@@ -183,10 +186,10 @@ def size(root: Path) -> list[str]:
         n_bytes = path.stat().st_size
         figures = sum('image/png' in o.get('data', {}) for _, _, outputs in code_cells(path) for o in outputs)
         if n_bytes >= MAX_NOTEBOOK_BYTES:
-            found.append(f'nbs/{path.name} has {n_bytes:,} bytes, allowed are under {MAX_NOTEBOOK_BYTES:,}: '
+            found.append(f'{path.relative_to(root)} has {n_bytes:,} bytes, allowed are under {MAX_NOTEBOOK_BYTES:,}: '
                          'fewer figures, or fewer dots per inch')
         if figures > MAX_FIGURES:
-            found.append(f'nbs/{path.name} has {figures} figures, allowed are {MAX_FIGURES}')
+            found.append(f'{path.relative_to(root)} has {figures} figures, allowed are {MAX_FIGURES}')
     return found
 
 
@@ -198,44 +201,62 @@ def readme(root: Path) -> list[str]:
 
 def layers(root: Path) -> list[str]:
     "Modules import downwards: the table at the top of tools/repo_checks.py"
-    names = {module_name(p, root) for p in modules(root)}
-    arrows = {(module_name(p, root), target) for p in modules(root) for target in imported_siblings(p, root)}
+    arrows = structure.imports(root)
     found = [f'{PACKAGE}.{name} has no layer: give it one in LAYERS of tools/repo_checks.py'
-             for name in sorted(names - LAYER_OF.keys())]
-    for source, target in sorted(a for a in arrows if set(a) <= LAYER_OF.keys() and a[0] != a[1]):
-        above = LAYER_OF[target] - LAYER_OF[source]
-        if above > 0: found.append(f'{PACKAGE}.{source} imports {target}, which is {above} layer(s) above it')
-        if above == 0 and (target, source) in arrows: found.append(f'{source} and {target} import each other')
+             for name in sorted(arrows.keys() - LAYER_OF.keys())]
+    for source, targets in sorted(arrows.items()):
+        for target in sorted(targets):
+            if not {source, target} <= LAYER_OF.keys():
+                continue
+            above = LAYER_OF[target] - LAYER_OF[source]
+            if above > 0:
+                found.append(f'{PACKAGE}.{source} imports {target}, which is {above} layer(s) above it')
+            if above == 0 and source in arrows[target]:
+                found.append(f'{source} and {target} import each other')
     return found
 
 
-def module_name(path: Path, root: Path) -> str:
-    "The dotted name of a module inside the package, e.g. data.packed"
-    return '.'.join(path.relative_to(root/PACKAGE).with_suffix('').parts)
+def style(root: Path) -> list[str]:
+    "One statement a line, modules of at most 500 lines, exported cells of at most 40"
+    found = []
+    for path in modules(root):
+        source = path.read_text(encoding='utf-8')
+        semicolons, one_liners = structure.crowded_lines(source)
+        lines = len(source.splitlines())
+        if semicolons or one_liners:
+            found.append(f'{path.relative_to(root)} has {semicolons + one_liners} line(s) with more than one '
+                         'statement: one statement a line')
+        if lines > MAX_MODULE_LINES:
+            found.append(f'{path.relative_to(root)} has {lines} lines, at most {MAX_MODULE_LINES}: split it by '
+                         'question')
+    for path in notebooks(root):
+        for source, flags in structure.code_cells(path):
+            if flags & {'export', 'exports', 'exporti'} and structure.code_lines(source) > MAX_CELL_LINES:
+                found.append(f'{path.relative_to(root)} has an exported cell of '
+                             f'{structure.code_lines(source)} lines, at most {MAX_CELL_LINES}: split it')
+    return found
 
 
-def imported_siblings(path: Path, root: Path) -> set[str]:
-    "The modules of this package that a module imports, anywhere in it"
-    names = set()
-    for node in ast.walk(_parse(path)):
-        for name in _imported(node, module_name(path, root)):
-            if not name.startswith(f'{PACKAGE}.'):
+def links(root: Path) -> list[str]:
+    "Relative links in notebooks lead to files that exist"
+    found = []
+    for path in notebooks(root):
+        for cell in read_notebook(path)['cells']:
+            if cell['cell_type'] != 'markdown':
                 continue
-            inner = name.removeprefix(f'{PACKAGE}.')
-            known = [inner, inner.rpartition('.')[0]]
-            names.update(m for m in known if (root/PACKAGE/f"{m.replace('.', '/')}.py").is_file())
-    return names
+            for target in re.findall(r'\]\(([^)#\s]+)', text_of(cell['source'])):
+                if re.match(r'\w+:', target) or target.startswith('attachment'):
+                    continue
+                if not (path.parent/target).exists():
+                    found.append(f'{path.relative_to(root)} links to {target}, which does not exist')
+    return found
 
 
-def _imported(node: ast.AST, module: str = '') -> list[str]:
-    "The absolute dotted names that one statement imports: `from .a import b` gives icecube_nb.a.b"
+def _imported(node: ast.AST) -> list[str]:
+    "The dotted names that one import statement names"
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    folder = [PACKAGE, *module.split('.')][:-node.level] if node.level else []
-    base = '.'.join([*folder, *([node.module] if node.module else [])])
-    return [f'{base}.{alias.name}' for alias in node.names]
+    return [node.module or ''] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 def _parse(path: Path) -> ast.Module:
@@ -249,8 +270,10 @@ def no_torch(root: Path) -> list[str]:
     for name in (n for n in WITHOUT_TORCH if (root/PACKAGE/f'{n.replace(".", "/")}.py').exists()):
         code = f'import sys, {PACKAGE}.{name}; sys.exit(3 if "torch" in sys.modules else 0)'
         done = run_python(code, root)
-        if done.returncode == 3: found.append(f'{PACKAGE}.{name} imports torch: do it inside a function')
-        elif done.returncode: found.append(f'{PACKAGE}.{name} does not import: {last_line(done.stderr)}')
+        if done.returncode == 3:
+            found.append(f'{PACKAGE}.{name} imports torch: do it inside a function')
+        elif done.returncode:
+            found.append(f'{PACKAGE}.{name} does not import: {last_line(done.stderr)}')
     return found
 
 
@@ -261,15 +284,15 @@ def imports(root: Path) -> list[str]:
         for node in ast.walk(_parse(path)):
             heads = {name.partition('.')[0] for name in _imported(node)}
             for head in sorted(heads & DEVELOPMENT_ONLY):
-                found.append(f'{PACKAGE}/{module_name(path, root)}:{node.lineno} imports {head}: only hidden cells may')
+                found.append(f'{path.relative_to(root)}:{node.lineno} imports {head}: only hidden cells may')
             if isinstance(node, ast.ImportFrom) and any(alias.name == '*' for alias in node.names):
-                found.append(f'{PACKAGE}/{module_name(path, root)}:{node.lineno} has `import *`: name what is used')
+                found.append(f'{path.relative_to(root)}:{node.lineno} has `import *`: name what is used')
     return found
 
 
 def columns(root: Path) -> list[str]:
     "Lines of code, in notebooks and tools, are at most 110 columns wide"
-    sources = [(f'nbs/{path.name} cell {number}', source)
+    sources = [(f'{path.relative_to(root)} cell {number}', source)
                for path in notebooks(root) for number, source, _ in code_cells(path)]
     sources += [(f'tools/{path.name}', path.read_text(encoding='utf-8'))
                 for path in sorted((root/'tools').glob('*.py'))]
@@ -293,14 +316,18 @@ def words(root: Path) -> list[str]:
 def _notebook_text(path: Path) -> Iterator[str]:
     "All text of a notebook, sources and outputs, without its pictures"
     def strings(value):
-        if isinstance(value, str): yield value
+        if isinstance(value, str):
+            yield value
         elif isinstance(value, list):
-            for item in value: yield from strings(item)
+            for item in value:
+                yield from strings(item)
         elif isinstance(value, dict):
             for key, item in value.items():
-                if not key.startswith('image/'): yield from strings(item)
+                if not key.startswith('image/'):
+                    yield from strings(item)
     return strings(read_notebook(path))
 
 
 CHECKS = {'export': export, 'clean': clean, 'as-run': as_run, 'size': size, 'readme': readme,
-          'layers': layers, 'no-torch': no_torch, 'imports': imports, 'columns': columns, 'words': words}
+          'layers': layers, 'no-torch': no_torch, 'imports': imports, 'style': style, 'links': links,
+          'columns': columns, 'words': words}

@@ -43,7 +43,7 @@ def make_project(root: Path, settings: Path) -> None:
     shutil.copy(settings, root)
     printed = {'name': 'stdout', 'output_type': 'stream', 'text': '2\n'}
     write_notebook(
-        root/NOTEBOOK, cell('markdown', '# Angles'), cell('code', '#| default_exp angles'),
+        root/NOTEBOOK, cell('markdown', '# Angles'), cell('code', '#| default_exp physics.angles'),
         cell('code', '#| export\ndef double(x: int) -> int:\n    "Twice `x`"\n    return 2*x'),
         cell('code', 'print(double(1))', [printed]),
         cell('code', '#| slow\nassert double(2) == 5'))
@@ -71,7 +71,9 @@ def edit(path: str, old: str, new: str) -> Callable[[Path], None]:
 def add(path: str, text: str) -> Callable[[Path], None]:
     "A break that adds text at a file's end, or makes the file"
     def apply(root: Path) -> None:
-        with open(root/path, 'a', encoding='utf-8') as file: file.write(text)
+        (root/path).parent.mkdir(parents=True, exist_ok=True)
+        with open(root/path, 'a', encoding='utf-8') as file:
+            file.write(text)
     return apply
 
 
@@ -95,9 +97,10 @@ def both(first: Callable, second: Callable) -> Callable[[Path], None]:
 
 
 ERROR = {'output_type': 'error', 'ename': 'ValueError', 'evalue': '', 'traceback': []}
-MODULE = f'{repo_checks.PACKAGE}/angles.py'
-DETECTOR = f'{repo_checks.PACKAGE}/detector.py'
-CONFIG = f'{repo_checks.PACKAGE}/config.py'
+MODULE = f'{repo_checks.PACKAGE}/physics/angles.py'
+DETECTOR = f'{repo_checks.PACKAGE}/physics/detector.py'
+CONFIG = f'{repo_checks.PACKAGE}/core/config.py'
+PROGRESS = f'{repo_checks.PACKAGE}/core/progress.py'
 
 CASES = [                           # the check, what its fault must name, the break
     ('export', 'angles.py', edit(MODULE, '2*x', '3*x')),
@@ -114,11 +117,17 @@ CASES = [                           # the check, what its fault must name, the b
     ('readme', 'index.ipynb', remove('nbs/index.ipynb')),
     ('readme', '00a_angles.ipynb', remove(NOTEBOOK)),
     ('readme', 'readme_1.png', add('nbs/images/readme_1.png', 'x')),
-    ('layers', 'detector', add(MODULE, 'from .detector import x\n')),
-    ('layers', 'cli', add(MODULE, 'def f():\n    from icecube_nb import cli\n')),
+    ('layers', 'detector', both(add(DETECTOR, 'x = 1\n'), add(MODULE, 'from .detector import x\n'))),
+    ('layers', 'cli', both(add(f'{repo_checks.PACKAGE}/cli.py', 'x = 1\n'),
+                           add(MODULE, 'def f():\n    from icecube_nb import cli\n'))),
     ('layers', 'strange', add(f'{repo_checks.PACKAGE}/strange.py', 'x = 1\n')),
-    ('layers', 'each other', both(add(MODULE, 'import icecube_nb.config\n'),
-                                  add(CONFIG, 'from . import angles\n'))),
+    ('layers', 'each other', both(add(CONFIG, 'import icecube_nb.core.progress\n'),
+                                  add(PROGRESS, 'from . import config\n'))),
+    ('style', 'one statement a line', add(MODULE, 'x = 1; y = 2\n')),
+    ('style', 'one statement a line', add(MODULE, 'if True: y = 2\n')),
+    ('style', 'at most 500', add(MODULE, 'x = 1\n' * (repo_checks.MAX_MODULE_LINES + 1))),
+    ('style', 'at most 40', add_cell('#| export\n' + 'x = 1\n' * (repo_checks.MAX_CELL_LINES + 1))),
+    ('links', 'nowhere.ipynb', edit(NOTEBOOK, '# Angles', '# Angles [x](nowhere.ipynb)')),
     ('no-torch', 'angles imports torch', both(add('torch.py', ''), add(MODULE, 'import torch\n'))),
     ('no-torch', 'ZeroDivisionError', add(MODULE, '1 / 0\n')),
     ('imports', 'fastcore', add(MODULE, 'from fastcore.basics import patch\n')),
@@ -136,7 +145,8 @@ CASES = [                           # the check, what its fault must name, the b
 
 def faults_of(name: str, root: Path, flags: tuple = ()) -> list[str]:
     "What the check `name` finds at `root`; 'notebook' runs the notebook"
-    if name == 'notebook': return check.run_notebook(root/NOTEBOOK, root, flags).faults
+    if name == 'notebook':
+        return check.run_notebook(root/NOTEBOOK, root, flags).faults
     return check.run_check(name, repo_checks.CHECKS[name], root).faults
 
 
@@ -153,7 +163,8 @@ def case_faults(name: str, names: str, break_it: Callable, sound: Path, root: Pa
     shutil.copytree(sound, root)
     break_it(root)
     said = '\n'.join(faults_of(name, root))
-    if names in said and 'the check itself broke' not in said: return []
+    if names in said and 'the check itself broke' not in said:
+        return []
     return [f'{name} should name {names!r}; it says: {said or "nothing"}']
 
 

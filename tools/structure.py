@@ -101,6 +101,9 @@ def imports(root: Path) -> dict[str, set[str]]:
     for name, path in names.items():
         found[name] = set()
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                whole = {alias.name.removeprefix(f'{PACKAGE}.') for alias in node.names}
+                found[name] |= {w for w in whole if w in names} - {name}
             if not isinstance(node, ast.ImportFrom):
                 continue
             folder = name.split('.')[:-node.level] if node.level else []
