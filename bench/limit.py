@@ -97,7 +97,7 @@ class Likelihood:
         pivot = float(np.clip((middle - light.start[0])@self.truth, 0, light.length_m[0]))
         self.along = self.along - pivot
         place = light.start[0] + pivot*self.truth
-        self.time = light.time_ns[0] + pivot/sim.LIGHT_M_NS
+        self.time = light.time_ns[0] + pivot/sim.SPEED_OF_LIGHT_M_PER_NS
         self.start = np.concatenate([place, [0, 0], self.truth])
         emitter, sensor = sim.lit_pairs(light, array, faint=0.001)
         self.sensors = np.unique(sensor)
@@ -113,7 +113,7 @@ class Likelihood:
         v = p[:, 5:]
         direction = v/np.linalg.norm(v, axis=1, keepdims=True)                    # (W, 3)
         start = p[:, None, :3] + self.along[:, None]*direction[:, None]           # (W, K, 3)
-        time = self.time + p[:, 3:4] + self.along/sim.LIGHT_M_NS                  # (W, K)
+        time = self.time + p[:, 3:4] + self.along/sim.SPEED_OF_LIGHT_M_PER_NS                  # (W, K)
         wide = lambda x: np.broadcast_to(x, (W, K)).reshape(W*K).astype(np.float32)
         moved = sim.Emitters(np.zeros(W*K, int), start.reshape(-1, 3).astype(np.float32),
                              np.repeat(direction, K, 0).astype(np.float32), wide(light.length_m),

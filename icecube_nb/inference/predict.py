@@ -30,7 +30,7 @@ from ..data.batching import EventBatch, batches_by_pulses, make_batch, prefetch
 from ..core.config import Config, to_json
 from ..training.checkpoints import find_checkpoint, load_checkpoint
 from ..core.cpu_workers import CpuWorkerPool
-from ..physics.detector import read_geometry, sensor_features
+from ..physics.detector import POSITION_UNIT_M, read_geometry, sensor_features
 from ..network.engines import export_onnx, load_engine
 from .evaluate import constant_guess, line_fit, line_fit_velocity
 from ..network.losses import Bins, decode_bins, decode_vector, make_bins
@@ -241,7 +241,7 @@ def answer_rest(columns: dict[str, np.ndarray], # of `answer_events`, changed wh
         said = answer_events(deadline.cheap, packed, rest, sensors(deadline.cheap.config), decode)
         fill_rows(columns, said, rest, len(packed))
     elif len(rest):
-        direction = line_fit_packed(packed, sensors(predictor.config)[:, :3].astype(float)*500)     # (B, 3)
+        direction = line_fit_packed(packed, sensors(predictor.config)[:, :3].astype(float)*POSITION_UNIT_M)
         angles = angles_from_direction(direction[rest])
         said = {f'{answer}_{n}': a for n, a in zip(('azimuth', 'zenith'), angles)}
         fill_rows(columns, said, rest, len(packed))
