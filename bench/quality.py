@@ -40,7 +40,7 @@ from icecube_nb.network.model import load_weights
 from icecube_nb.data.packed import PackedBatch, load_packed
 from icecube_nb.data.prepare import Prepared, prepare
 from icecube_nb.core.progress import Progress
-from icecube_nb.data.pulses import turn_features
+from icecube_nb.data.pulses import turn_angle, turn_features
 from icecube_nb.physics.simulate import write_dataset
 from icecube_nb.training.loop import State, make_optimiser, new_state, train, unit_vectors
 
@@ -88,8 +88,8 @@ def turned_batches(wanted: bool, seed: int):
         batch = original(*arguments)
         event = np.repeat(np.arange(len(batch.event)), np.diff(batch.offsets))
         sixths, mirror = rng.integers(6, size=len(batch.event)), rng.integers(2, size=len(batch.event)) == 1
-        features, _ = turn_features(batch.features.numpy(), 0.0, sixths[event], mirror[event])
-        _, azimuth = turn_features(np.zeros((len(sixths), 9)), batch.azimuth.numpy(), sixths, mirror)
+        features = turn_features(batch.features.numpy(), arguments[3], sixths[event], mirror[event])
+        azimuth = turn_angle(batch.azimuth.numpy(), sixths, mirror)
         return batch._replace(features=torch.from_numpy(features), azimuth=torch.from_numpy(azimuth).float())
     try:
         if wanted: batching.make_batch = make
@@ -128,7 +128,7 @@ def answers(state: State, packed: PackedBatch, sensors: np.ndarray, sixths: int 
     state.model.eval()
     for batch in inference_batches(packed, sensors, c.model.features, c.data.max_pulses):
         features = batch.features
-        if sixths: features = torch.from_numpy(turn_features(features.numpy(), 0.0, sixths)[0])
+        if sixths: features = torch.from_numpy(turn_features(features.numpy(), c.model.features, sixths))
         with torch.inference_mode(): out = state.model(features, batch.offsets)
         ways = {'bins': decode_bins(out.azimuth_logits, out.zenith_logits, state.bins)[:2]}
         if out.direction is not None: ways['vector'] = decode_vector(out.direction)[:2]

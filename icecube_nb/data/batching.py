@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['batches_by_pulses', 'even_batches', 'group_by_length', 'EventBatch', 'subset_draws', 'make_batch', 'epoch_files',
-           'read_ahead', 'file_batches', 'TrainingEvents', 'read_batches', 'Step', 'own_share', 'cut_batch',
-           'training_steps', 'inference_batches', 'prefetch']
+           'read_ahead', 'file_batches', 'TrainingEvents', 'read_batches', 'OptimiserStep', 'own_share',
+           'split_microbatches', 'training_steps', 'inference_batches', 'prefetch']
 
 # %% ../../nbs/01b_batching.ipynb #20f51df4
 import math
@@ -73,15 +73,23 @@ def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0
 # %% ../../nbs/01b_batching.ipynb #cd9f67b9
 class EventBatch(NamedTuple):
     "Packed events on their way into the model."
-    features: Tensor # (N, F) float32
-    offsets: Tensor  # (B+1,) int64
-    azimuth: Tensor  # (B,) float32 rad, NaN where it is not known
-    zenith: Tensor   # (B,) float32 rad
-    event: Tensor    # (B,) int64, the event's number in its file
+    features: Tensor    # (N, F) float32
+    offsets: Tensor     # (B+1,) int64
+    azimuth: Tensor     # (B,) float32 rad, NaN where it is not known
+    zenith: Tensor      # (B,) float32 rad
+    event: Tensor       # (B,) int64, the event's number in its file
+    lengths: np.ndarray # (B,) int64, tokens of each event; stays on the host
 
-    def to(self, device) -> 'EventBatch':
+    def to(self, device: str|torch.device) -> 'EventBatch':
         "The same batch on another device."
-        return EventBatch(*(x.to(device, non_blocking=True) for x in self))
+        return EventBatch(*(x.to(device, non_blocking=True) for x in self[:5]), self.lengths)
+
+    def events(self, start: int, stop: int) -> 'EventBatch':
+        "Events `start` to `stop - 1`; views, nothing is copied or read back from the device."
+        first = int(self.lengths[:start].sum())
+        rows = slice(first, first + int(self.lengths[start:stop].sum()))
+        return EventBatch(self.features[rows], self.offsets[start:stop + 1] - first,
+                          *(x[start:stop] for x in self[2:]))
 
 # %% ../../nbs/01b_batching.ipynb #f4473062
 def subset_draws(key: int, # 0 to 2^63
@@ -119,8 +127,8 @@ def make_batch(packed: PackedBatch, # an open file
         rows = rows[keep]                                                         # (N,)
     more = None if more is None else more[rows]
     features = pulse_features(pulses[rows], offsets, sensors, feature_set, more)  # (N, F)
-    return EventBatch(*map(torch.from_numpy, (features, offsets, packed.azimuth[events],
-                                              packed.zenith[events], events.astype(np.int64))))
+    return EventBatch(*map(torch.from_numpy, (features, offsets, packed.azimuth[events], packed.zenith[events],
+                                              events.astype(np.int64))), np.diff(offsets))
 
 # %% ../../nbs/01b_batching.ipynb #02a4b702
 def epoch_files(files: int, # number of files there are
@@ -220,12 +228,12 @@ def read_batches(source: TrainingEvents,
         yield make_batch(opened[f], events, source.sensors, source.feature_set, source.data.max_pulses, key)
 
 # %% ../../nbs/01b_batching.ipynb #38af29be
-class Step(NamedTuple):
+class OptimiserStep(NamedTuple):
     "What one process does in one step of the optimiser."
-    parts: list[EventBatch] # forward passes, at least one
-    weights: list[float]    # of the mean loss of each part; they sum to one over all parts of all processes
-    events: int             # of all processes
-    batches: int            # planned batches that are done with it
+    microbatches: list[EventBatch] # forward passes, at least one
+    weights: list[float] # of the mean loss of each microbatch; they sum to one over those of all processes
+    events: int          # of all processes
+    batches: int         # planned batches that are done with it
 
 def own_share(batches: list[tuple[int, np.ndarray]], # of one step: file number and events
               rank: int, ranks: int # this process, and how many there are
@@ -241,16 +249,15 @@ def own_share(batches: list[tuple[int, np.ndarray]], # of one step: file number 
     return mine, [len(events)/total for _, events in mine]
 
 # %% ../../nbs/01b_batching.ipynb #5e1a0b02
-def cut_batch(batch: EventBatch, # events in the order of length, for even parts
-              microbatch_pulses: int # pulses of a part, about
-    ) -> list[EventBatch]: # an even number of parts where there are events enough; views, nothing is copied
-    "Cut a batch into parts of equal work; what they are does not depend on the machine."
-    ends, events = batch.offsets.numpy(), len(batch.event)
-    parts = min(2*max(1, math.ceil(ends[-1]/(2*microbatch_pulses))), max(1, events))
+def split_microbatches(batch: EventBatch, # events in the order of length, for even microbatches
+                       pulses: int # pulses of a microbatch, about
+    ) -> list[EventBatch]: # an even number where there are events enough; views, nothing is copied
+    "Split a batch into microbatches of equal work, which do not depend on the machine."
+    ends, events = np.concatenate(([0], np.cumsum(batch.lengths))), len(batch.lengths)
+    parts = min(2*max(1, math.ceil(ends[-1]/(2*pulses))), max(1, events))
     cuts = np.searchsorted(ends, ends[-1]*np.arange(1, parts)/parts)
     cuts = np.unique(np.concatenate(([0], cuts, [events])))
-    return [EventBatch(batch.features[ends[a]:ends[b]], batch.offsets[a:b + 1] - ends[a],
-                       *(x[a:b] for x in batch[2:])) for a, b in zip(cuts[:-1], cuts[1:])]
+    return [batch.events(start, stop) for start, stop in zip(cuts[:-1], cuts[1:])]
 
 # %% ../../nbs/01b_batching.ipynb #b2f97eb7
 def training_steps(source: TrainingEvents,
@@ -258,14 +265,14 @@ def training_steps(source: TrainingEvents,
                    accumulate: int = 1, # batches a step
                    rank: int = 0, ranks: int = 1, # this process, and how many there are
                    plan: list|None = None # `source.plan(epoch)`, if it is there already
-    ) -> Iterator[Step]:
+    ) -> Iterator[OptimiserStep]:
     "The steps of an epoch from batch `start` on, as far as they are this process's."
     plan = plan or source.plan(epoch)
     planned = [plan[k:k + accumulate] for k in range(start, len(plan), accumulate)]
     own = [own_share(step, rank, ranks) for step in planned]
     reader = read_batches(source, (batch for batches, _ in own for batch in batches), epoch)
     for step, (batches, weights) in zip(planned, own):
-        yield Step([next(reader) for _ in batches], weights, sum(len(e) for _, e in step), len(step))
+        yield OptimiserStep([next(reader) for _ in batches], weights, sum(len(e) for _, e in step), len(step))
 
 # %% ../../nbs/01b_batching.ipynb #965059e7
 def inference_batches(packed: PackedBatch, # an open file
