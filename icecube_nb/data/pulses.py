@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .packed import decode_charge, decode_time
-from ..physics.detector import POSITION_UNIT_M
+from ..physics.detector import (CENTRED_POSITION_UNIT_M, CENTRED_TIME_UNIT_NS, POSITION_UNIT_M,
+                                         SPEED_OF_LIGHT_M_PER_NS, TIME_UNIT_NS)
 
 # %% ../../nbs/01a_pulses.ipynb #65114630
 def select_pulses(auxiliary: np.ndarray, # (N,) bool
@@ -117,13 +118,14 @@ def pulse_features(pulses: np.ndarray, # (N, 3) uint16: sensor id + auxiliary bi
     auxiliary = pulses[:, 0] >> 15                                         # (N,) 0 or 1
     time_ns = _TIME_NS[pulses[:, 1]]                                       # (N,) since the first pulse
     first = np.minimum.reduceat(time_ns, offsets[:-1][lengths > 0]) if len(pulses) else time_ns # (B',)
-    out[:, 0] = (time_ns - np.repeat(first, lengths[lengths > 0]))/3e4
+    out[:, 0] = (time_ns - np.repeat(first, lengths[lengths > 0]))/TIME_UNIT_NS
     out[:, 1] = _LOG_CHARGE[pulses[:, 2]]
     out[:, 2] = auxiliary - np.float32(0.5)
     out[:, 3:9] = sensors[pulses[:, 0] & 0x7fff]                           # x, y, z, qe, scatter, absorp
     if feature_set != 'published':
         event = np.repeat(np.arange(len(lengths)), lengths)                # (N,)
-        place = np.column_stack([time_ns*1e-3, out[:, 3:6]*2.5])           # (N, 4) [µs], [200 m]
+        place = np.column_stack([time_ns*(1/CENTRED_TIME_UNIT_NS),
+                                 out[:, 3:6]*(POSITION_UNIT_M/CENTRED_POSITION_UNIT_M)])   # (N, 4)
         place = place - event_mean(place, 1.0 - auxiliary, event, len(lengths))[event]
         out[:, 9], out[:, 10:13] = np.arcsinh(place[:, 0]), place[:, 1:]
     if merged is not None:
@@ -146,7 +148,7 @@ def merge_sensors(pulses: np.ndarray, # (N, 3) uint16: sensor id + auxiliary bit
     first, count = pulses[order[start]], np.diff(start, append=len(key))          # (M, 3), (M,)
     charge, time_ns = _CHARGE[pulses[order, 2]], _TIME_NS[pulses[order, 1]].astype(np.float64)
     total = np.add.reduceat(charge, start)                                        # (M,) photoelectrons
-    delay_us = (np.add.reduceat(charge*time_ns, start)/total - _TIME_NS[first[:, 1]])*1e-3
+    delay_us = (np.add.reduceat(charge*time_ns, start)/total - _TIME_NS[first[:, 1]])*(1/CENTRED_TIME_UNIT_NS)
     more = np.stack([np.log10(total)/3, np.log10(count), np.arcsinh(delay_us)], 1).astype(np.float32)
     lengths = np.bincount(event[order[start]], minlength=len(offsets) - 1)         # (B,)
     return first, np.concatenate(([0], np.cumsum(lengths))), more
@@ -160,8 +162,9 @@ def nearby_pulses(pulses: np.ndarray, # (N, 3) uint16
     "All non-auxiliary pulses, and the auxiliary ones nearest to their centre in space and time."
     event = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))                  # (N,)
     auxiliary = pulses[:, 0] >> 15
-    place_m = sensors[pulses[:, 0] & 0x7fff, :3]*500
-    place_m = np.column_stack([_TIME_NS[pulses[:, 1]]*0.2998, place_m])               # (N, 4)
+    light_m_per_ns = round(SPEED_OF_LIGHT_M_PER_NS, 4)       # rounded, as the networks so far were trained
+    place_m = sensors[pulses[:, 0] & 0x7fff, :3]*POSITION_UNIT_M
+    place_m = np.column_stack([_TIME_NS[pulses[:, 1]]*light_m_per_ns, place_m])               # (N, 4)
     centre_m = event_mean(place_m, 1.0 - auxiliary, event, len(offsets) - 1)          # (B, 4)
     rows = np.flatnonzero(auxiliary)                                                  # (A,)
     far = np.square(place_m[rows] - centre_m[event[rows]]).sum(1)
