@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.storage import fingerprint, read_note, writing, written_whole
+from ..core.storage import fingerprint, read_note, temporary_name, writing, written_whole
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5
@@ -198,8 +198,8 @@ def spill_meta(meta_path: Path, # the meta file
                 rows = rows[np.argsort(rows['batch_id'], kind='stable')]
             batch_ids, starts = np.unique(rows['batch_id'], return_index=True)
             for batch_id, part in zip(batch_ids.tolist(), np.split(rows, starts[1:])):
-                mode = 'ab' if batch_id in spill else 'wb'
-                spill[batch_id] = out/f'.{meta_path.stem}_{batch_id}.{os.getpid()}.part'
+                mode = 'ab' if batch_id in spill else 'xb'
+                spill.setdefault(batch_id, temporary_name(out/f'{meta_path.stem}_{batch_id}'))
                 with writing(spill[batch_id]), open(spill[batch_id], mode) as raw:
                     part.tofile(raw)
     except BaseException:

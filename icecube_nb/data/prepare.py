@@ -300,8 +300,9 @@ def prepare(data: str|Path, # competition files
         raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
     folder_ice(data)                                                # raises for a bad one
     folder = Path(cache) if cache else packed_folder(data)
-    with locked(folder, progress) as alone:
-        remove_leftovers(folder, -1 if alone else 3600)
+    with locked(folder, progress):
+        for place in (folder, folder/'meta', folder/'train', folder/'test'):
+            remove_leftovers(place)
         keep_detector(data, folder)
         jobs = plan_jobs(data, folder, splits, None if batches is None else list(batches), skip)
         if any(job.split == 'train' for job in jobs):

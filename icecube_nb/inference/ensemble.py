@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 
 from ..physics.angles import angles_from_direction, direction_from_angles
-from ..training.checkpoints import checksum, find_checkpoint, load_checkpoint
+from ..training.checkpoints import find_checkpoint, load_checkpoint
 from .predict import (SUMMARIES, Deadline, Prediction, Predictor, answer_files,
                                           answers_of, load_predictor, read_answers, submission_table,
                                           write_answers)
 from ..network.losses import Bins, make_bins
-from ..core.storage import fingerprint, written_whole
+from ..core.storage import file_checksum, fingerprint, written_whole
 from ..data.packed import load_packed
 from ..data.prepare import Prepared, prepare
 from .stack import (Dump, Stack, load_stack, network_of, open_dump, part_of,
@@ -416,7 +416,7 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_o
     with written_whole(out/'event_id.npy') as part:
         with open(part, 'wb') as file:
             np.save(file, ensemble.event_id)
-    sums = {path.name: checksum(path) for path in (*out.glob('boosters_*.txt'), out/'event_id.npy')}
+    sums = {path.name: file_checksum(path) for path in (*out.glob('boosters_*.txt'), out/'event_id.npy')}
     about = {'version': 2, 'checksums': sums, 'made_of': made_of,
              'members': len(runs), 'stacks': bool(stacks),
              'long_runs': bool(long_runs), 'config': asdict(ensemble.config), 'names': ensemble.names,
@@ -465,7 +465,7 @@ def load_ensemble(folder: str|Path) -> Ensemble:
     config = EnsembleConfig(**about['config'])
     files = [folder/f'boosters_{k}.txt' for k in range(config.folds)]
     for path in (*files, folder/'event_id.npy'):            # LightGBM may crash on a damaged text
-        if not path.is_file() or checksum(path) != about['checksums'].get(path.name):
+        if not path.is_file() or file_checksum(path) != about['checksums'].get(path.name):
             raise ValueError(f'{path} is missing or damaged; copy it, or run `icecube-nb ensemble` again')
     folds = [[lightgbm.Booster(model_str=text) for text in path.read_text().split('\f')] for path in files]
     given = about['calibration']

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..physics.detector import ICE_FILE, ice_table
-from ..core.storage import writing
+from ..core.storage import folder_written_whole
 from ..data.competition import reading
 
 # %% ../../nbs/appendix/robustness.ipynb #7c57eb24
@@ -50,22 +50,16 @@ def spoil(data: str|Path, # competition-format folder with test files
     data, out = Path(data), Path(out)
     if out.exists():
         raise FileExistsError(f'{out} is there already; choose another folder or remove it')
-    part = out.with_name(f'.{out.name}.part')
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with reading(data/'test_meta.parquet'):
-            meta = pd.read_parquet(data/'test_meta.parquet')
-        with writing(part):
-            (part/'test').mkdir(parents=True)
+    with reading(data/'test_meta.parquet'):
+        meta = pd.read_parquet(data/'test_meta.parquet')
+    with folder_written_whole(out) as part:
+        (part/'test').mkdir()
         parts = [spoil_batch(data, part, batch, rows, change, np.random.default_rng([seed, batch]))
                  for batch, rows in meta.groupby('batch_id')]
         pd.concat(parts).loc[meta.index].to_parquet(part/'test_meta.parquet', index=False)
         for name in ('sensor_geometry.csv', ICE_FILE, 'sample_submission.parquet', 'test_truth.parquet'):
             if (data/name).is_file():
-                shutil.copy(data/name, part)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+                shutil.copyfile(data/name, part/name)
     return out
 
 # %% ../../nbs/appendix/robustness.ipynb #0c6ee9b2

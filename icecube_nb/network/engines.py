@@ -11,7 +11,6 @@ __all__ = ['PROBES', 'OUTPUTS', 'ENGINES', 'TOLERANCE', 'block_of_equals', 'turn
 import importlib.util
 import json
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from .attention import plan_runs
 from ..core.config import ModelConfig
+from ..core.storage import written_whole
 from .model import Block, MeanPool, Model, Output, event_summary, rotary_angles, rotate
 
 # %% ../../nbs/appendix/engines.ipynb #c4447594
@@ -131,12 +131,8 @@ def export_onnx(model: Model,
     said = probe(lambda *arrays: twin(*map(torch.from_numpy, arrays)), **about)
     about = json.dumps(about | {'made_of': made_of, 'probe': said})
     program.model.metadata_props['icecube_nb'] = about
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
+    with written_whole(path) as part:
         program.save(part, external_data=False)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/appendix/engines.ipynb #b5b5eb66

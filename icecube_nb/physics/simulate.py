@@ -13,7 +13,8 @@ __all__ = ['COS_C', 'SIN_C', 'TAN_C', 'TRACK_YIELD', 'CASCADE_YIELD', 'NOISE_HZ'
            'default_dataset']
 
 # %% ../../nbs/appendix/simulation.ipynb #068a613d
-import hashlib, json, os, shutil, tempfile
+import hashlib
+import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -26,6 +27,7 @@ from .detector import (ICE_FILE, REFRACTIVE_INDEX, SPEED_OF_LIGHT_M_PER_NS,
                                          check_geometry, geometry_table, high_efficiency, ice_at_depth,
                                          ice_table, ice_text)
 from ..core.progress import end_with_parent
+from ..core.storage import folder_written_whole
 
 # %% ../../nbs/appendix/simulation.ipynb #e3527d78
 COS_C = 1 / REFRACTIVE_INDEX                             # cosine of the Cherenkov angle
@@ -558,23 +560,17 @@ def write_dataset(
     out, note = Path(out), parameters(batches, events_per_batch, seed, test_events, geometry, ice)
     if is_made(out, note):
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
     try:
-        array = Array.from_tables(geometry, ice)
-        write_meta(temporary, write_batches(temporary, note, array, workers, progress), batches + 1)
-        geometry[['sensor_id', 'x', 'y', 'z']].to_csv(temporary / 'sensor_geometry.csv', index=False)
-        if own:
-            (temporary / ICE_FILE).write_text(own)
-        (temporary / 'simulation.json').write_text(json.dumps(note, indent=1))
-        temporary.chmod(0o755)
-        try:
-            os.replace(temporary, out)
-        except OSError:                   # another process was faster
-            if not is_made(out, note):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with folder_written_whole(out) as temporary:
+            array = Array.from_tables(geometry, ice)
+            write_meta(temporary, write_batches(temporary, note, array, workers, progress), batches + 1)
+            geometry[['sensor_id', 'x', 'y', 'z']].to_csv(temporary / 'sensor_geometry.csv', index=False)
+            if own:
+                (temporary / ICE_FILE).write_text(own)
+            (temporary / 'simulation.json').write_text(json.dumps(note, indent=1))
+    except OSError:                       # perhaps another process was faster
+        if not is_made(out, note):
+            raise
     return out
 
 # %% ../../nbs/appendix/simulation.ipynb #ea586dc8

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.config import from_json
+from ..core.storage import remove_leftovers, written_whole
 
 # %% ../../nbs/appendix/runs.ipynb #80a4ca65
 def append_log(run: str|Path, row: dict) -> dict: # the row
@@ -63,9 +64,8 @@ def trim_log(run: str|Path, step: int # the last that counts
     rows, path = log_rows(run), Path(run)/'log.jsonl'
     kept = [row for row in rows if row.get('step', 0) <= step]
     if len(kept) < len(rows):
-        part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-        part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-        os.replace(part, path)
+        with written_whole(path) as part:
+            part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     return len(rows) - len(kept)
 
 # %% ../../nbs/appendix/runs.ipynb #c5f4ac95
@@ -140,9 +140,9 @@ def remove_checkpoints(run: str|Path, keep_last: int # at least 1
     "Remove all checkpoints but the last few and the best, and what killed processes left of theirs."
     there, best = list(checkpoints(run).values()), best_checkpoint(run)
     old = [path for path in there[:-max(keep_last, 1)] if path != best]
-    parts = [p for p in (Path(run)/'checkpoints').glob('.step_*.part') if f'.{os.getpid()}.' not in p.name]
-    for path in old + parts:
+    for path in old:
         shutil.rmtree(path, ignore_errors=True)
+    remove_leftovers(Path(run)/'checkpoints')
     return old
 
 # %% ../../nbs/appendix/runs.ipynb #7130ed20
