@@ -42,7 +42,9 @@ from icecube_nb.data.prepare import Prepared, prepare
 from icecube_nb.core.progress import Progress
 from icecube_nb.data.pulses import turn_angle, turn_features
 from icecube_nb.physics.simulate import write_dataset
-from icecube_nb.training.loop import State, make_optimiser, new_state, train, unit_vectors
+from icecube_nb.training.loop import train
+from icecube_nb.training.state import State, make_optimiser, new_state
+from icecube_nb.training.step import unit_vectors
 
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
 FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed

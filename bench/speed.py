@@ -37,7 +37,8 @@ from icecube_nb.network.model import Model
 from icecube_nb.data.packed import load_packed
 from icecube_nb.data.prepare import pack_batch, plan_jobs, prepare
 from icecube_nb.physics.simulate import default_dataset
-from icecube_nb.training.loop import cpu_workers_for, event_loss, new_state, train_step
+from icecube_nb.training.state import new_state
+from icecube_nb.training.step import cpu_workers_for, event_loss, train_step
 
 RESULTS = Path(__file__).parent/'results'/'speed.json'
 REPEATS = 8           # of the simulated events in the file that is preprocessed

@@ -355,7 +355,7 @@ class Demo(DeviceOption):
         "Write demo.json: what the table was made with."
         import torch
         from icecube_nb.core.storage import written_whole
-        from icecube_nb.training.loop import read_log
+        from icecube_nb.training.runs import read_log
         last = read_log(self.out/'run')[1][-1]
         about = {'preset': self.preset, 'minutes': self.minutes, 'events': last['events'], 'seconds': seconds,
                  'test_events': self.test_events, 'threads': torch.get_num_threads(),

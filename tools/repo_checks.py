@@ -24,6 +24,8 @@ LAYERS = [
     ['inference.stack', 'inference.uncertainty'],
     ['inference.predict'],
     ['training.loop'],
+    ['training.step'],
+    ['training.state'],
     ['training.optimise', 'training.distributed', 'training.runs'],
     ['training.precision', 'training.checkpoints'],
     ['network.published', 'network.engines'],
