@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.cpu_workers import CpuWorkerPool
-from ..data.batching import EventBatch, Step, cut_batch
+from ..data.batching import EventBatch, OptimiserStep, split_microbatches
 from ..network.losses import Bins, bin_loss, vector_loss
 from ..network.model import Output
 from .distributed import sum_over_processes, without_sync
@@ -40,10 +40,10 @@ def event_loss(output: Output, batch: EventBatch, bins: Bins, kernel: Tensor,
     return loss, parts
 
 # %% ../../nbs/appendix/training_step.ipynb #3bf30e99
-def whole_step(parts: list[EventBatch]) -> Step:
+def whole_step(parts: list[EventBatch]) -> OptimiserStep:
     "A step of one process, each event with the same weight."
     total = sum(len(p.azimuth) for p in parts)
-    return Step(parts, [len(p.azimuth)/total for p in parts], total, len(parts))
+    return OptimiserStep(parts, [len(p.azimuth)/total for p in parts], total, len(parts))
 
 def part_loss(state: State, part: EventBatch,
               watch: bool # note the largest attention logit
@@ -55,22 +55,22 @@ def part_loss(state: State, part: EventBatch,
     loss, values = event_loss(output, batch, state.bins, state.kernel, state.config.train.vector_weight)
     return loss, {'loss': loss.detach(), **values}, seen.largest
 
-def gradients_one_by_one(state: State, step: Step, watch: bool
+def gradients_one_by_one(state: State, step: OptimiserStep, watch: bool
     ) -> Iterator[tuple[float, dict[str, Tensor], float]]: # weight, losses and largest logit of each part
     "Add the gradients of a step to the weights, part after part; a team takes the mean of its processes."
-    for k, (part, weight) in enumerate(zip(step.parts, step.weights)):
-        with without_sync(state.network, k == len(step.parts) - 1):
+    for k, (part, weight) in enumerate(zip(step.microbatches, step.weights)):
+        with without_sync(state.network, k == len(step.microbatches) - 1):
             loss, values, largest = part_loss(state, part, watch and k == 0)
             state.scaler.scale(loss*(weight*state.processes.ranks)).backward()
         yield weight, values, largest
 
 # %% ../../nbs/appendix/training_step.ipynb #5e1a0d02
-def gradients_by_workers(state: State, step: Step, watch: bool, workers: CpuWorkerPool
+def gradients_by_workers(state: State, step: OptimiserStep, watch: bool, workers: CpuWorkerPool
     ) -> Iterator[tuple[float, dict[str, Tensor], float]]: # as `gradients_one_by_one`, of more parts
     "Add the gradients of a step to the weights; several cores work at parts of their own."
     weights, items = list(state.model.parameters()), []
-    for whole, weight in zip(step.parts, step.weights):
-        for part in cut_batch(whole, state.config.train.microbatch_pulses):
+    for whole, weight in zip(step.microbatches, step.weights):
+        for part in split_microbatches(whole, state.config.train.microbatch_pulses):
             items.append((part, weight*len(part.azimuth)/len(whole.azimuth), watch and not items))
     def work(item):
         part, weight, watched = item
@@ -91,13 +91,13 @@ def cpu_workers_for(state: State) -> AbstractContextManager[CpuWorkerPool|None]:
 
 # %% ../../nbs/appendix/training_step.ipynb #5e1a0d04
 def train_step(state: State, # changed in place
-               step: Step|list[EventBatch], # what to learn from
+               step: OptimiserStep|list[EventBatch], # what to learn from
                lr: float,
                watch: bool = False, # note the largest attention logit
                workers: CpuWorkerPool|None = None # of `cpu_workers_for`
     ) -> dict[str, float]: # loss and its parts, gradient norm, pulses
     "Follow the gradient of the mean loss over all events of `step`, of all processes."
-    c, step = state.config.train, step if isinstance(step, Step) else whole_step(step)
+    c, step = state.config.train, step if isinstance(step, OptimiserStep) else whole_step(step)
     for group in state.optimiser.param_groups:
         group['lr'] = lr*group.get('scale', 1)
     state.optimiser.zero_grad()
@@ -108,7 +108,7 @@ def train_step(state: State, # changed in place
         if math.isfinite(largest):
             row['largest_logit'] = largest
     row['gradient_norm'] = guarded_step(state.optimiser, state.scaler, c.clip_value, c.clip_norm)
-    pulses = float(sum(len(part.features) for part, weight in zip(step.parts, step.weights) if weight))
+    pulses = float(sum(len(part.features) for part, weight in zip(step.microbatches, step.weights) if weight))
     total = sum_over_processes([*sums.tolist(), pulses], state.processes, state.device)
     count_step(state, math.isfinite(row['gradient_norm']), step.events)
     return dict(zip((*values, 'pulses'), total), **row)
