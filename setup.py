@@ -36,6 +36,7 @@ setup(
         'Topic :: Scientific/Engineering :: Astronomy',
     ],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
+    package_data={f"{cfg['lib_path']}.physics": ['detectors/*/*.csv', 'detectors/*/*.txt']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': (cfg['dev_requirements'] + ' ' + cfg['export_requirements']).split(),

@@ -47,15 +47,16 @@ class Simulate:
     test_events: int = 2000      # events in the one test batch
     seed: int = 1                # of everything that is drawn
     workers: int = 2             # processes; the files do not depend on it
-    geometry: Path|None = None   # sensor_geometry.csv of another detector (default: IceCube's)
-    ice: Path|None = None        # ice_transparency.txt of another detector (default: IceCube's)
+    array: str = 'icecube86'     # registered detector, with its ice: icecube86, nine_strings
+    geometry: Path|None = None   # sensor_geometry.csv of another detector (default: the array's)
+    ice: Path|None = None        # ice_transparency.txt of another detector (default: the array's)
 
     def __call__(self) -> None:
-        from icecube_nb.physics.detector import read_geometry, read_ice
+        from icecube_nb.physics.detector import geometry_table, ice_table, read_geometry, read_ice
         from icecube_nb.core.progress import Progress
         from icecube_nb.physics.simulate import write_dataset
-        geometry = None if self.geometry is None else read_geometry(self.geometry)
-        ice = None if self.ice is None else read_ice(self.ice)
+        geometry = geometry_table(self.array) if self.geometry is None else read_geometry(self.geometry)
+        ice = ice_table(self.array) if self.ice is None else read_ice(self.ice)
         folder = write_dataset(self.out, self.batches, self.events_per_batch, self.seed, self.test_events,
                                geometry, ice, self.workers, Progress('simulating, batches'))
         print(f'{self.batches} x {self.events_per_batch:,} training and {self.test_events:,} test events '

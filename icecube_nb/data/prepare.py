@@ -30,7 +30,7 @@ from .angle_bins import AngleBins, fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
 from .packed import load_packed, read_batch, to_float32, write_packed
-from ..physics.detector import ICE_FILE, ice_of_text, ice_words, read_geometry, sensor_features
+from ..physics.detector import ICE_FILE, ice_of_text, describe_ice, read_geometry, sensor_features
 from ..training.checkpoints import find_checkpoint
 
 # %% ../../nbs/01_preprocess.ipynb #572a3853
@@ -199,8 +199,8 @@ class Prepared:
         if data is None:
             return sensor_features(geometry, ice_of_text(here))
         if data.ice != here:
-            warnings.warn(f'the run learned with {ice_words(data.ice)} and answers with it, but '
-                          f'{self.folder} has {ice_words(here)}; train a run on these data to use that',
+            warnings.warn(f'the run learned with {describe_ice(data.ice)} and answers with it, but '
+                          f'{self.folder} has {describe_ice(here)}; train a run on these data to use that',
                           stacklevel=2)
         return sensor_features(geometry, ice_of_text(data.ice), data.legacy_ice, data.legacy_qe)
 

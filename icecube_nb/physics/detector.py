@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT_M_PER_NS', 'REFRACTIVE_INDEX', 'POSITION_UNIT_M', 'TIME_UNIT_NS', 'CENTRED_POSITION_UNIT_M',
-           'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'ICE_FILE', 'CENTRE_DEPTH_M', 'STRETCHES', 'string_table',
-           'string_gaps', 'geometry_table', 'check_geometry', 'read_geometry', 'is_icecube86', 'high_efficiency',
-           'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'ice_words', 'ice_at_depth', 'robust_scale',
-           'sensor_features', 'stretch_moments', 'scattering_moments']
+           'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'DEFAULT_DETECTOR', 'DETECTORS', 'SAME_PLACE_M', 'ICE_FILE',
+           'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_geometry', 'read_geometry', 'read_table', 'read_notes',
+           'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table', 'recognise_detector',
+           'sensor_efficiency', 'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'describe_ice',
+           'ice_at_depth', 'robust_scale', 'sensor_features']
 
 # %% ../../nbs/00b_detector.ipynb #9e380578
-import hashlib, io
+import hashlib
+import io
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -25,96 +29,6 @@ POSITION_UNIT_M = 500.0                 # of the features x, y, z
 TIME_UNIT_NS = 3e4                      # of the feature time
 CENTRED_POSITION_UNIT_M = 200.0         # of the features centred_x, centred_y, centred_z
 CENTRED_TIME_UNIT_NS = 1e3              # of the features centred_time and delay
-
-# %% ../../nbs/00b_detector.ipynb #6e3ba05e
-_GRID = """
-     -256.14 -521.08 496.03 |  -132.80 -501.45 500.07 |    -9.13 -481.74 499.23 |   114.39 -461.99 498.66
-      237.78 -442.42 501.46 |   361.00 -422.83 499.51 |  -334.80 -424.50 500.59 |  -211.35 -404.48 498.63
-      -88.05 -384.30 500.02 |    35.54 -364.83 497.71 |   158.94 -345.23 499.83 |   282.18 -325.74 498.44
-      405.83 -306.38 495.13 |  -413.46 -327.27 499.59 |  -290.66 -307.38 504.02 |  -166.40 -287.79 497.78
-      -43.27 -267.52 500.43 |    79.41 -248.24 498.90 |   210.47 -209.77 496.94 |   326.85 -209.07 498.42
-      443.60 -194.16 516.67 |  -492.43 -230.16 497.60 |  -368.93 -210.23 500.53 |  -245.65 -190.49 501.48
-     -121.77 -171.03 502.27 |     1.71 -150.63 497.25 |   124.97 -131.25 493.65 |   248.15 -111.87 498.34
-       371.56 -92.18 501.58 |    500.43 -58.45 501.85 |  -570.90 -125.14 499.60 |  -447.74 -113.13 500.67
-      -324.39 -93.43 500.13 |   -200.55 -74.03 523.42 |    -77.80 -54.33 502.70 |     46.29 -34.88 500.97
-       194.34 -30.92 504.09 |      292.90 5.20 491.40 |     411.81 13.00 501.73 |     544.07 55.89 502.79
-      -526.63 -15.60 502.67 |     -403.14 3.49 501.80 |    -279.53 23.17 502.61 |    -156.23 43.37 500.84
-        -32.96 62.44 495.81 |      90.49 82.35 501.66 |    195.03 125.59 501.83 |    330.03 127.20 500.87
-       472.05 127.90 504.27 |    576.37 170.92 494.04 |   -481.60 101.39 502.05 |   -358.44 120.56 498.06
-      -234.95 140.44 500.06 |   -111.51 159.98 500.53 |     11.87 179.19 502.34 |    132.03 202.98 502.74
-       257.31 211.66 504.43 |    382.35 238.90 498.54 |    505.27 257.88 506.23 |   -437.04 217.80 501.47
-      -313.60 237.44 501.19 |   -189.98 257.42 501.35 |    -66.70 276.92 497.82 |     54.26 292.97 524.56
-       174.47 315.54 512.74 |    303.41 335.64 512.95 |    429.76 351.02 506.14 |   -392.38 334.24 502.79
-      -268.90 354.24 501.54 |   -145.45 374.24 502.09 |    -21.97 393.24 499.81 |    101.04 412.79 504.42
-       224.58 432.35 497.06 |    338.44 463.72 505.72 |   -347.88 451.52 502.01 |   -224.09 470.86 502.42
-      -101.06 490.22 501.49 |     22.11 509.50 504.66
-"""  # x, y, z [m] of the top sensor of strings 1 to 78, in order
-
-_DEEPCORE = """
-        31.25 -72.93 188.29 |     72.37 -66.60 187.59 |      41.60 35.49 189.52 |     106.94 27.09 186.66
-       113.19 -60.47 186.32 |    57.20 -105.52 186.02 |     -9.68 -79.50 191.01 |      -10.97 6.72 190.42
-"""  # the same for strings 79 to 86
-
-# %% ../../nbs/00b_detector.ipynb #db0587bd
-def string_table() -> pd.DataFrame: # 86 rows; columns string (1..86), x, y, z [m] of the top sensor, kind
-    "The strings of IceCube-86: where the top sensor of each is, and its kind, 'grid' or 'deepcore'."
-    top = np.array((_GRID + _DEEPCORE).replace('|', ' ').split(), float).reshape(86, 3)
-    table = pd.DataFrame(top, columns=['x', 'y', 'z'])
-    table.insert(0, 'string', np.arange(1, 87))
-    table['kind'] = np.where(table.string < 79, 'grid', 'deepcore')
-    return table
-
-# %% ../../nbs/00b_detector.ipynb #a23bab93
-_EXTRA_GAP_M = { # string: {gap: metres more than nominal}
-    1: {59: -3.79}, 8: {58: 1.81}, 9: {59: 0.63}, 15: {24: -0.12}, 16: {1: 0.25, 17: -0.12, 52: -0.13},
-    17: {1: 0.31}, 21: {47: -2, 48: 2, 49: -2, 50: 2, 55: -2, 56: 2, 57: -2, 58: 2},
-    24: {31: -0.13, 32: -0.12, 36: -0.13, 55: -0.13, 56: -0.10, 57: -0.12},
-    25: {47: -0.13, 49: -0.12, 55: -0.14},
-    28: {1: 0.31}, 29: {gap: 1 - 2 * (gap % 2) for gap in range(1, 60)}, 40: {59: 0.71}, 41: {59: 0.46},
-    43: {58: 1.81}, 44: {59: 0.51}, 48: {59: 1.51}, 51: {58: -0.23}, 55: {56: -0.50, 59: 0.20},
-    56: {59: 0.91}, 57: {59: 0.41}, 60: {2: -0.34, 3: 0.35, 59: 0.70},
-    62: {5: -0.20, 6: 0.20, 7: -0.25, 8: 0.25, 15: -0.20, 16: 0.20, 17: -0.20, 18: 0.20, 19: -0.25, 20: 0.25,
-         39: -0.25, 40: 0.25},
-    64: {59: 0.41}, 69: {59: 0.21}, 70: {59: 1.01}, 72: {59: 0.71}, 75: {59: 0.41}, 77: {59: 0.51},
-    79: {59: 0.88}, 80: {59: 0.39}, 81: {59: 0.30}, 82: {59: -0.55}, 83: {58: -0.22, 59: 1.12},
-    84: {59: -0.51}, 85: {59: -0.54}, 86: {59: 0.32}}
-
-# %% ../../nbs/00b_detector.ipynb #3a4174a9
-def string_gaps(
-    string: int, # 1 to 86
-) -> np.ndarray: # (59,) [m] from each sensor down to the next
-    "The vertical gaps between the 60 sensors of a string, from the top."
-    if not 1 <= string <= 86:
-        raise ValueError(f'string is {string}: IceCube-86 has strings 1 to 86')
-    gaps = np.full(59, 17.02065)
-    if string >= 79:
-        gaps = np.repeat([10.0115, 257.31, 7.0085], [9, 1, 49])    # (59,)
-    for gap, extra_m in _EXTRA_GAP_M.get(string, {}).items():
-        gaps[gap - 1] += extra_m
-    return gaps
-
-# %% ../../nbs/00b_detector.ipynb #de9bb3cd
-_STRING_21_CM = np.array([
-    # x - 443.60 m
-    0, 0, 3, 6, 10, 15, 20, 25, 29, 33, 36, 36, 35, 32, 28, 24, 20, 15, 12, 12, 15, 20, 25, 28, 32, 35,
-    36, 36, 34, 32, 29, 25, 20, 15, 11, 6, 2, -2, -6, -10, -13, -16, -17, -17, -14, -10, -5, -1, 5, 8,
-    12, 15, 18, 21, 25, 29, 33, 36, 40, 45,
-    # y + 194.16 m
-    0, 4, 8, 12, 14, 15, 15, 14, 12, 8, 4, -1, -6, -10, -13, -15, -15, -13, -10, -5, -1, 0, -2, -6, -9,
-    -13, -18, -22, -27, -31, -34, -36, -36, -36, -36, -36, -35, -33, -30, -27, -24, -19, -14, -9, -5,
-    -2, 0, -2, -4, -7, -11, -15, -18, -22, -26, -28, -31, -33, -32, -30]).reshape(2, 60)
-
-# %% ../../nbs/00b_detector.ipynb #5f0cc18d
-def geometry_table() -> pd.DataFrame: # 5160 rows; columns sensor_id (0..5159), x, y, z [m]
-    "All sensor positions of IceCube-86, rebuilt from the table of strings (arXiv:1612.05093)."
-    strings = string_table()
-    below = np.stack([np.r_[0, np.cumsum(string_gaps(string))] for string in strings.string])  # (86, 60)
-    position = np.repeat(strings[['x', 'y', 'z']].to_numpy()[:, None], 60, axis=1)             # (86, 60, 3)
-    position[..., 2] -= below
-    position[20, :, :2] += _STRING_21_CM.T / 100                                               # string 21
-    table = pd.DataFrame(position.reshape(-1, 3).round(2), columns=['x', 'y', 'z'])            # (5160, 3)
-    table.insert(0, 'sensor_id', np.arange(len(table)))
-    return table
 
 # %% ../../nbs/00b_detector.ipynb #70db2693
 MAX_SENSORS = 2**15     # a packed pulse keeps the sensor in 15 bits
@@ -161,62 +75,127 @@ def read_geometry(
                          'it needs the columns sensor_id, x, y, z') from error
     return check_geometry(table, str(path))
 
-# %% ../../nbs/00b_detector.ipynb #cf7bfd28
-@lru_cache(maxsize=1)
-def _icecube86() -> np.ndarray: # (5160, 3) [m]
-    "The rebuilt positions, made once."
-    return geometry_table()[['x', 'y', 'z']].to_numpy()
+# %% ../../nbs/00b_detector.ipynb #8eec3b91
+def read_table(
+    file, # a CSV file, or a .txt file whose columns are separated by blanks; # starts a comment
+) -> pd.DataFrame:
+    "A table of a detector's data file, each number exactly as written."
+    separator = r'\s+' if file.name.endswith('.txt') else ','
+    text = io.StringIO(file.read_text(encoding='utf-8'))
+    return pd.read_csv(text, sep=separator, comment='#', float_precision='round_trip')
 
-def is_icecube86(
+# %% ../../nbs/00b_detector.ipynb #be4b55cf
+def read_notes(
+    file, # a data file of a detector
+) -> dict[str, str]: # units, source, licence, rounded; and title, its first line
+    "What the header of a data file says about its numbers."
+    lines = [line[1:].strip() for line in file.read_text(encoding='utf-8').splitlines() if line[:1] == '#']
+    notes = {'title': lines[0]} if lines else {}
+    return notes | dict(line.split(': ', 1) for line in lines[1:] if ': ' in line)
+
+# %% ../../nbs/00b_detector.ipynb #a23bab93
+def sensors_of_strings(
+    strings: pd.DataFrame, # columns string, layout, x, y, z [m] of the top sensor
+    layouts: pd.DataFrame, # columns layout, position (0, 1, ... from the top), gap_m above it, efficiency
+    corrections: pd.DataFrame, # columns string, position, x_m, y_m, gap_m: what differs
+) -> pd.DataFrame: # (S, 5) columns sensor_id (0..S-1), x, y, z [m], efficiency
+    "All sensors of a detector whose strings hang straight down; ValueError for an unknown layout."
+    unknown = sorted(set(strings.layout) - set(layouts.layout))
+    if unknown:
+        raise ValueError(f'layouts.csv has no layout {unknown[0]!r}, which strings.csv names: add its rows')
+    table = strings.merge(layouts, on='layout').merge(corrections, on=['string', 'position'], how='left',
+                                                      suffixes=('', '_more'))
+    table = table.sort_values(['string', 'position'], ignore_index=True).fillna(0)
+    gaps = (table.gap_m + table.gap_m_more).groupby(table.string)
+    below = gaps.transform(lambda gap_m: gap_m.to_numpy().cumsum())                             # (S,) [m]
+    return pd.DataFrame({'sensor_id': np.arange(len(table)), 'x': (table.x + table.x_m).round(2),
+                         'y': (table.y + table.y_m).round(2), 'z': (table.z - below).round(2),
+                         'efficiency': table.efficiency})
+
+# %% ../../nbs/00b_detector.ipynb #3a4174a9
+@dataclass(frozen=True)
+class Detector:
+    "A folder of data files, and the symmetry of the grid of strings."
+    name: str
+    folder: Path | str | None = None    # default: the package's own, physics/detectors/NAME
+    turns: int = 1                      # turning the grid by 360 degrees / turns changes nothing ...
+    turn_centre_m: tuple[float, float] = (0.0, 0.0)     # ... about the vertical through this point (x, y)
+    mirror_azimuth_rad: float | None = None             # of a line of strings that the grid is mirrored in
+
+    def file(self, name: str): # `pathlib.Path`, or what stands for it inside a zip file
+        "A data file of the detector."
+        own = files('icecube_nb.physics')/'detectors'/self.name
+        return (own if self.folder is None else Path(self.folder))/name
+
+    @lru_cache(maxsize=8)
+    def sensors(self) -> pd.DataFrame: # (S, 5) columns sensor_id (0..S-1), x, y, z [m], efficiency
+        "All sensors, from `sensors.csv` or from `strings.csv`, `layouts.csv` and `corrections.csv`."
+        if self.file('sensors.csv').is_file():
+            table = read_table(self.file('sensors.csv'))
+        else:
+            names = ('strings.csv', 'layouts.csv', 'corrections.csv')
+            table = sensors_of_strings(*(read_table(self.file(name)) for name in names))
+        return check_geometry(table, f'detector {self.name}').assign(efficiency=table.efficiency)
+
+    @lru_cache(maxsize=8)
+    def ice(self) -> pd.DataFrame: # columns depth, scattering_len, absorption_len [m]
+        "The clarity of its ice, layer by layer, from `ice.txt`."
+        return read_table(self.file('ice.txt')).astype(float)
+
+# %% ../../nbs/00b_detector.ipynb #cee4c0e5
+DEFAULT_DETECTOR = 'icecube86'
+DETECTORS = {detector.name: detector for detector in (
+    Detector('icecube86', turns=6, turn_centre_m=(46.29, -34.88),       # string 36
+             mirror_azimuth_rad=float(np.deg2rad(9.1))),                # a row of strings
+    Detector('nine_strings'),
+)}
+
+# %% ../../nbs/00b_detector.ipynb #de8af4c0
+def find_detector(
+    name: str, # a key of `DETECTORS`
+) -> Detector:
+    "A registered detector; ValueError lists the names there are."
+    if name not in DETECTORS:
+        raise ValueError(f'there is no detector {name!r}: give one of {", ".join(DETECTORS)}')
+    return DETECTORS[name]
+
+# %% ../../nbs/00b_detector.ipynb #de9bb3cd
+def geometry_table(
+    name: str = DEFAULT_DETECTOR, # a key of `DETECTORS`
+) -> pd.DataFrame: # (S, 4) columns sensor_id (0..S-1), x, y, z [m]
+    "All sensor positions of a registered detector."
+    return find_detector(name).sensors()[['sensor_id', 'x', 'y', 'z']].copy()
+
+# %% ../../nbs/00b_detector.ipynb #cf7bfd28
+SAME_PLACE_M = 5.0      # sensors this close count as the same
+
+def recognise_detector(
     geometry: pd.DataFrame, # (S, 4) columns sensor_id, x, y, z [m]
-) -> bool: # True where every sensor is within 5 m of IceCube-86's
-    "Whether a geometry is that of IceCube with 86 strings."
-    position = check_geometry(geometry)[['x', 'y', 'z']].to_numpy()     # (S, 3)
-    return position.shape == (5160, 3) and bool(np.abs(position - _icecube86()).max() < 5)
+) -> Detector | None: # the registered detector with a sensor within 5 m of each of these; None: none has
+    "Which registered detector a geometry belongs to."
+    position = check_geometry(geometry)[['x', 'y', 'z']].to_numpy()                 # (S, 3)
+    for detector in DETECTORS.values():
+        known = detector.sensors()[['x', 'y', 'z']].to_numpy()                      # (S', 3)
+        if known.shape == position.shape and np.abs(known - position).max() < SAME_PLACE_M:
+            return detector
+    return None
 
 # %% ../../nbs/00b_detector.ipynb #414c488f
-def high_efficiency(
+def sensor_efficiency(
     geometry: pd.DataFrame, # (S, 4) columns sensor_id, x, y, z [m]
     legacy_qe: bool = False, # as the published code: every mark one row too far down
-) -> np.ndarray: # (S,) bool, by sensor_id
-    "Which sensors have 1.35 times the quantum efficiency: DeepCore's lower 50; none in another detector."
-    high = np.zeros((len(geometry) // 60, 60) if is_icecube86(geometry) else (len(geometry), 1), bool)
-    if high.shape == (86, 60):
-        high[78:, 10:] = True
-    high = high.ravel()                                                 # (S,)
-    return np.r_[False, high[:-1]] if legacy_qe else high
-
-# %% ../../nbs/00b_detector.ipynb #3553d72a
-_ICE = """
-    1398.4 13.2  45.1 | 1408.4 14.0  48.6 | 1418.4 14.7  53.2 | 1428.4 17.0  57.6 | 1438.4 16.0  57.6
-    1448.4 14.4  52.2 | 1458.4 16.0  60.1 | 1468.4 20.8  74.6 | 1478.4 26.7  96.6 | 1488.4 34.7 110.5
-    1498.4 39.7 135.6 | 1508.5 38.7 134.7 | 1518.6 27.8  98.2 | 1528.7 16.6  64.7 | 1538.8 13.7  48.5
-    1548.7 13.5  44.3 | 1558.7 15.7  54.4 | 1568.5 15.7  56.7 | 1578.5 14.7  52.1 | 1588.5 17.6  60.7
-    1598.5 21.6  72.7 | 1608.5 24.0  78.9 | 1618.5 20.0  68.7 | 1628.5 17.8  66.6 | 1638.5 28.9 100.0
-    1648.4 36.9 128.6 | 1658.4 42.1 148.2 | 1668.4 46.5 165.7 | 1678.5 45.4 156.0 | 1688.5 39.1 138.5
-    1698.5 30.6 113.9 | 1708.5 26.5  90.2 | 1718.5 19.3  73.5 | 1728.5 20.8  75.9 | 1738.5 20.1  67.8
-    1748.5 20.3  68.6 | 1758.5 24.5  83.8 | 1768.5 33.5 119.5 | 1778.5 36.2 121.6 | 1788.5 35.4 108.3
-    1798.5 32.3 113.4 | 1808.5 40.2 139.1 | 1818.4 44.7 148.1 | 1828.4 34.5 122.8 | 1838.4 30.6 113.8
-    1848.4 27.5  89.9 | 1858.4 19.7  71.7 | 1868.5 21.4  70.6 | 1878.5 28.8  95.9 | 1888.5 38.3 116.5
-    1898.5 38.4 143.6 | 1908.5 44.2 169.4 | 1918.5 50.5 178.0 | 1928.5 46.6 156.5 | 1938.5 36.8 135.3
-    1948.5 26.7 103.9 | 1958.5 20.3  75.2 | 1968.5 17.4  66.2 | 1978.5 16.1  53.7 | 1988.4  9.4  33.6
-    1998.4 10.6  36.2 | 2008.4 13.2  44.0 | 2018.5 10.9  40.4 | 2028.5  6.8  24.9 | 2038.5  5.5  20.1
-    2048.5  5.0  17.9 | 2058.5  7.2  28.4 | 2068.5  9.8  34.4 | 2078.5 12.2  41.6 | 2088.5 21.1  84.4
-    2098.5 54.3 173.1 | 2108.5 50.5 180.8 | 2118.4 33.5 116.7 | 2128.4 34.6 120.4 | 2138.4 48.4 164.4
-    2148.4 53.2 172.8 | 2158.3 46.3 149.2 | 2168.3 32.9 108.4 | 2178.3 27.4  91.1 | 2188.2 30.5  98.9
-    2198.2 28.9  94.0 | 2208.2 35.1 113.1 | 2218.2 39.9 134.8 | 2228.2 48.0 154.1 | 2238.3 53.3 157.6
-    2248.3 54.8 180.5 | 2258.3 57.9 179.7 | 2268.2 61.1 185.2 | 2278.2 76.8 227.2 | 2288.1 79.0 220.8
-    2298.0 75.6 223.9 | 2308.0 75.3 256.6 | 2318.0 78.0 264.4 | 2328.0 59.4 193.7 | 2338.0 51.8 159.1
-    2348.0 32.9 118.7 | 2357.9 23.9  86.2 | 2367.8 28.6 104.0 | 2377.8 32.5 119.7 | 2387.8 44.5 140.6
-    2397.9 56.9 203.5 | 2408.0 57.5 201.8 | 2418.0 54.3 178.2 | 2428.1 61.3 206.0 | 2438.1 68.8 205.2
-    2448.2 77.6 232.1 | 2458.2 79.8 259.4 | 2468.3 89.4 276.1 | 2478.4 80.7 244.3 | 2488.4 56.7 185.2
-"""  # depth, scattering length, absorption length [m]
+) -> np.ndarray: # (S,) float64, by sensor_id; relative to a standard sensor
+    "How many photons each sensor catches, relative to a standard one."
+    detector = recognise_detector(geometry)
+    efficiency = np.ones(len(geometry)) if detector is None else detector.sensors().efficiency.to_numpy(float)
+    return np.r_[1.0, efficiency[:-1]] if legacy_qe else efficiency
 
 # %% ../../nbs/00b_detector.ipynb #fe44a964
-def ice_table() -> pd.DataFrame: # 110 rows; columns depth, scattering_len, absorption_len [m]
-    "Scattering and absorption length of the South Pole ice by depth (arXiv:1301.5361)."
-    rows = np.array(_ICE.replace('|', ' ').split(), float).reshape(-1, 3)
-    return pd.DataFrame(rows, columns=['depth', 'scattering_len', 'absorption_len'])
+def ice_table(
+    name: str = DEFAULT_DETECTOR, # a key of `DETECTORS`
+) -> pd.DataFrame: # columns depth, scattering_len, absorption_len [m]
+    "Scattering and absorption length of the ice of a registered detector, by depth."
+    return find_detector(name).ice().copy()
 
 # %% ../../nbs/00b_detector.ipynb #d88731b4
 def check_ice(
@@ -267,17 +246,20 @@ def ice_text(
     ice: pd.DataFrame | None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
 ) -> str: # the file's lines; '' for IceCube's table
     "An ice table as text, the same for the same figures to six digits."
-    lines = lambda rows: ''.join(' '.join(f'{v:.6g}' for v in row) + '\n' for row in rows)
+    def lines(rows):
+        return ''.join(' '.join(f'{value:.6g}' for value in row) + '\n' for row in rows)
     own = lines(check_ice(ice))
     return '' if own == lines(check_ice(None)) else 'depth scattering_len absorption_len\n' + own
 
+# %% ../../nbs/00b_detector.ipynb #47784df7
 def ice_of_text(
     text: str, # of `ice_text`
 ) -> pd.DataFrame: # columns depth, scattering_len, absorption_len [m]
     "The table that `ice_text` was given, to six digits."
     return read_ice('the ice of these settings', text) if text else ice_table()
 
-def ice_words(
+# %% ../../nbs/00b_detector.ipynb #8c1afd23
+def describe_ice(
     text: str, # of `ice_text`
 ) -> str: # half a line
     "Which ice that is, for people."
@@ -290,7 +272,8 @@ def ice_words(
     return f'the ice {digits} ({", ".join(lengths)})'
 
 # %% ../../nbs/00b_detector.ipynb #843b7d04
-CENTRE_DEPTH_M = 1950.0     # depth of z = 0
+CENTRE_DEPTH_M = 1950.0             # depth of z = 0
+DUST_LAYER_M = (1990.0, 2090.0)     # depth of IceCube's dust layer, for figures
 
 def ice_at_depth(
     z_m, # (...,) [m] height in the detector's frame, 0 at its centre
@@ -324,49 +307,9 @@ def sensor_features(
     "What the network is told about each sensor, row number = sensor_id."
     geometry = check_geometry(geometry_table() if geometry is None else geometry)
     rows = check_ice(ice)                                                                       # (R, 3)
-    efficiency = np.where(high_efficiency(geometry, legacy_qe), 1.35, 1.0)                      # (S,)
+    efficiency = sensor_efficiency(geometry, legacy_qe)                                         # (S,)
     scattering, absorption = ice_at_depth(geometry.z, ice, legacy_ice)                          # two of (S,)
     x, y, z = (geometry[axis] / POSITION_UNIT_M for axis in 'xyz')                              # three of (S,)
     return np.stack([x, y, z, (efficiency - 1.25) / 0.25,
                      robust_scale(scattering, rows[:, 1]), robust_scale(absorption, rows[:, 2])],
                     axis=1).astype(np.float32)                                                  # (S, 6)
-
-# %% ../../nbs/00b_detector.ipynb #daf51d65
-def stretch_moments(
-    low, # (S,) where each stretch begins
-    high, # (S,) where it ends, above `low`
-    knots, # (K,) increasing heights between which the profile is straight
-    values, # (K,) the profile there; constant beyond
-) -> np.ndarray: # (S, 3) central moments 2, 3, 4 of the profile over each stretch
-    "Exact central moments of a piecewise straight profile over stretches of it."
-    low, high = np.asarray(low, float)[:, None], np.asarray(high, float)[:, None]      # (S, 1)
-    at = np.clip(knots, low, high)                                                      # (S, K)
-    at = np.concatenate([low, at, high], axis=1)                                        # (S, K+2)
-    value = np.interp(at, knots, values)                                                # (S, K+2)
-    weight = np.diff(at) / (high - low)                                                 # (S, K+1) sums to 1
-    mean = (weight * (value[:, 1:] + value[:, :-1]) / 2).sum(1, keepdims=True)          # (S, 1)
-    a, b = value[:, :-1] - mean, value[:, 1:] - mean                                    # (S, K+1)
-    return np.stack([(weight * sum(a**j * b**(k - j) for j in range(k + 1)) / (k + 1)).sum(1)
-                     for k in (2, 3, 4)], axis=1)                                       # (S, 3)
-
-# %% ../../nbs/00b_detector.ipynb #ae29a931
-STRETCHES = (-0.05, -0.1, -0.2, -0.5, 0.05, 0.1, 0.2, 0.5)  # [500 m] below (-) and above (+) the sensor
-
-def scattering_moments(
-    geometry: pd.DataFrame | None = None, # columns sensor_id, x, y, z [m]; None: IceCube-86
-    ice: pd.DataFrame | None = None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
-    legacy_ice: bool = False, # the ice upside down, for published weights
-) -> np.ndarray: # (S, 24) float32: moments 2, 3, 4 for each of STRETCHES in turn
-    "Central moments of the scaled scattering length over stretches of ice below and above each sensor."
-    geometry = check_geometry(geometry_table() if geometry is None else geometry)
-    z = geometry.z.to_numpy()                                                           # (S,) [m]
-    rows = check_ice(ice)                                                               # (R, 3)
-    row_z = rows[:, 0] - CENTRE_DEPTH_M if legacy_ice else CENTRE_DEPTH_M - rows[:, 0]  # (R,)
-    inside = row_z[(row_z > z.min()) & (row_z < z.max())]
-    knots = np.unique(np.r_[z.min(), inside, z.max()])                                  # (K,) sorted
-    scattering, _ = ice_at_depth(knots, ice, legacy_ice)
-    values = robust_scale(scattering, rows[:, 1])                                       # (K,)
-    height, sensor = np.unique(z, return_inverse=True)       # sensors at one height share their moments
-    ends = [np.sort([height, height + 500 * step], axis=0) for step in STRETCHES]       # 8 of (2, heights)
-    moments = [stretch_moments(low, high, knots, values) for low, high in ends]         # 8 of (heights, 3)
-    return np.concatenate(moments, axis=1).astype(np.float32)[sensor]                   # (S, 24)

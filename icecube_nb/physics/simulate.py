@@ -24,8 +24,8 @@ import numpy as np, pandas as pd
 from .angles import direction_from_angles
 from ..core.config import cache_folder
 from .detector import (ICE_FILE, REFRACTIVE_INDEX, SPEED_OF_LIGHT_M_PER_NS,
-                                         check_geometry, geometry_table, high_efficiency, ice_at_depth,
-                                         ice_table, ice_text)
+                                         check_geometry, geometry_table, ice_at_depth,
+                                         ice_table, ice_text, sensor_efficiency)
 from ..core.progress import end_with_parent
 from ..core.storage import folder_written_whole
 
@@ -105,7 +105,7 @@ class Array:
         z = local[:, 2]
         near = column.mean(z - 60, z), column.mean(z - 20, z + 20), column.mean(z, z + 60)
         reach = np.max([1 / np.sqrt(3 * b * a) for b, a in near], axis=0)
-        efficiency = np.where(high_efficiency(geometry), 1.35, 1).astype(np.float32)
+        efficiency = sensor_efficiency(geometry).astype(np.float32)
         return cls(local.astype(np.float32), centre, efficiency,
                    string_slots(place), reach.astype(np.float32), column,
                    float(np.linalg.norm(local[:, :2], axis=1).max() + margin_m), float(z.max() + margin_m))
