@@ -38,11 +38,12 @@ LAYERS = [
     ['physics.eda', 'physics.simulate', 'inference.evaluate'],
     ['physics.detector'],
     ['physics.angles'],
+    ['core.outputs'],
     ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers'],
 ]
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
-WITHOUT_TORCH = ['core.config', 'core.progress', 'core.storage', 'physics.angles', 'physics.detector',
-                 'physics.eda', 'physics.simulate', 'data.competition', 'data.packed', 'data.prepare',
+WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.progress', 'core.storage', 'physics.angles',
+                 'physics.detector', 'physics.eda', 'physics.simulate', 'data.competition', 'data.packed', 'data.prepare',
                  'data.check', 'training.checkpoints', 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
