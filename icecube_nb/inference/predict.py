@@ -27,7 +27,7 @@ import torch
 
 from ..physics.angles import angles_from_direction, angular_error, direction_from_angles
 from ..data.batching import EventBatch, batches_by_pulses, make_batch, prefetch
-from ..core.config import Config, to_json
+from ..core.config import Config
 from ..training.checkpoints import find_checkpoint, load_checkpoint
 from ..core.cpu_workers import CpuWorkerPool
 from ..physics.detector import POSITION_UNIT_M, read_geometry, sensor_features
@@ -81,7 +81,7 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
     where, _ = pick_device(device if engine == 'torch' else 'cpu')
     model = Model(config.model, len(feature_names(config.model.features)))
     load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
-    digest = hashlib.blake2b(to_json(config).encode(), digest_size=16)
+    digest = hashlib.blake2b((folder/'config.json').read_bytes(), digest_size=16) # not of names of today
     for name in sorted(weights):
         digest.update(np.ascontiguousarray(weights[name]).tobytes())
     bins = make_bins(angle_bins, config.model.zenith_mirror).to(where)
