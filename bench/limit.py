@@ -26,21 +26,26 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammainc
 
-from icecube_nb.physics import simulate as sim
-from icecube_nb.inference.evaluate import bootstrap_error, line_fit
 from icecube_nb.core.progress import Progress, end_with_parent
+from icecube_nb.inference.evaluate import bootstrap_error, line_fit
+from icecube_nb.physics.detector import SPEED_OF_LIGHT_M_PER_NS
+from icecube_nb.physics.events import (CHUNK_NEUTRINOS, NOISE_HZ, PULSES_TO_TRIGGER, READOUT_AFTER_NS,
+                                       READOUT_BEFORE_NS, draw_neutrinos, in_local_coincidence, light_sources,
+                                       merge_light, noise_pulses, photoelectrons, readable_times,
+                                       single_charges, trigger_times)
+from icecube_nb.physics.light import DetectorArray, LightSources, expected_light, pairs_in_reach
 
 RESULTS = Path(__file__).parent/'results'/'limit.csv'
 MOST = 300                                      # photoelectrons; brighter events are not sampled
-WALKERS, STEPS, BURN = 48, 1200, 600
+WALKERS, STEPS, BURN = 48, 1200, 600            # walkers, steps of each, how many of these are dropped
 BOXES = np.array([1.2, 2.4, 4.0, 6.4])          # half widths [ns] whose mean stands for the jitter of 2 ns
-NOISE_PER_NS = sim.NOISE_HZ*1e-9
+NOISE_PER_NS = NOISE_HZ*1e-9
 
 
 @dataclass
 class Event:
     "One triggered event: its light, what was seen of it, and what the line fit says."
-    light: sim.Emitters     # K sources, the track or cascade at the vertex first
+    light: LightSources     # K sources, the track or cascade at the vertex first
     sensor: np.ndarray      # (N,) of each photoelectron or noise pulse
     time_ns: np.ndarray     # (N,)
     weight: np.ndarray      # (N,) photoelectrons it stands for
@@ -48,46 +53,49 @@ class Event:
     from_line_fit: np.ndarray # (3,) where the line fit says it comes from
 
 
-def draw_events(rng: np.random.Generator, array: sim.Array, n: int = sim.CHUNK) -> list[Event]:
+def draw_events(rng: np.random.Generator, array: DetectorArray, n: int = CHUNK_NEUTRINOS) -> list[Event]:
     "Events of `n` neutrinos, by the steps of `simulate_chunk`, with the photoelectrons kept."
-    nu = sim.draw_neutrinos(n, array, rng)
-    light = sim.emitters(nu, rng, array)
-    emitter, sensor = sim.lit_pairs(light, array)
-    pair, time, weight = sim.photoelectrons(*sim.expected_light(light, emitter, sensor, array), rng)
-    owner, seen = light.event[emitter[pair]], sensor[pair]
-    pulses = sim.merge_light(owner, seen, time, weight*sim.single_charges(len(weight), rng))
-    bright = np.bincount(pulses.event, minlength=n) >= sim.HITS_TO_TRIGGER - 2
+    nu = draw_neutrinos(n, array, rng)
+    light = light_sources(nu, rng, array)
+    source, sensor = pairs_in_reach(light, array)
+    pair, time, weight = photoelectrons(*expected_light(light, source, sensor, array), rng)
+    owner, seen = light.event[source[pair]], sensor[pair]
+    pulses = merge_light(owner, seen, time, weight*single_charges(len(weight), rng))
+    bright = np.bincount(pulses.event, minlength=n) >= PULSES_TO_TRIGGER - 2
     pulses = pulses[bright[pulses.event]]
-    ids, first = np.unique(pulses.event, return_index=True)                       # merged: sorted by event
-    early = np.minimum.reduceat(pulses.time_ns.astype(float), first) - sim.BEFORE_NS - 500
-    late = np.maximum.reduceat(pulses.time_ns.astype(float), first) + sim.AFTER_NS + 500
-    dark = sim.noise(early, np.minimum(late, early + 30_000), array, rng)
+    ids, early, late = readable_times(pulses)
+    dark = noise_pulses(early, late, array, rng)
     dark.event = ids[dark.event]
-    both = sim.Pulses(*(np.concatenate([getattr(pulses, k), getattr(dark, k)])
-                        for k in pulses.__dataclass_fields__))
+    both = pulses + dark
     both = both[np.lexsort((both.time_ns, both.event))]
-    local = sim.coincident(both, array)
-    start, end = sim.trigger(both.event[local], both.time_ns[local], n)
+    local = in_local_coincidence(both, array)
+    start, end = trigger_times(both.event[local], both.time_ns[local], n)
     events = []
     for k in np.flatnonzero(np.isfinite(start)):
-        first, last = start[k] - sim.BEFORE_NS, end[k] + sim.AFTER_NS
-        inside = lambda event, t: (event == k) & (t >= first) & (t <= last)
-        pe, noise = inside(owner, time), inside(dark.event, dark.time_ns)
-        of_line = inside(both.event, both.time_ns) & local
-        fit = line_fit(both.time_ns[of_line], array.position[both.sensor[of_line]],
-                       np.array([0, of_line.sum()]))[0]
+        read_out = start[k] - READOUT_BEFORE_NS, end[k] + READOUT_AFTER_NS
+        light_rows = _inside(owner, time, k, read_out)
+        noise_rows = _inside(dark.event, dark.time_ns, k, read_out)
+        pulse_rows = _inside(both.event, both.time_ns, k, read_out)
+        fit_rows = pulse_rows & local
+        fit = line_fit(both.time_ns[fit_rows], array.position[both.sensor[fit_rows]],
+                       np.array([0, fit_rows.sum()]))[0]
         sources = light[light.event == k]
         own = np.argsort(-sources.length_m, kind='stable')                        # the track first, if any
-        events.append(Event(sources[own], np.concatenate([seen[pe], dark.sensor[noise]]),
-                            np.concatenate([time[pe], dark.time_ns[noise]]).astype(float),
-                            np.concatenate([weight[pe], np.ones(noise.sum())]),
-                            int(inside(both.event, both.time_ns).sum()), fit))
+        events.append(Event(sources[own], np.concatenate([seen[light_rows], dark.sensor[noise_rows]]),
+                            np.concatenate([time[light_rows], dark.time_ns[noise_rows]]).astype(float),
+                            np.concatenate([weight[light_rows], np.ones(noise_rows.sum())]),
+                            int(pulse_rows.sum()), fit))
     return events
+
+
+def _inside(event: np.ndarray, time_ns: np.ndarray, number: int, window: tuple[float, float]) -> np.ndarray:
+    "Which rows belong to an event and lie within its readout."
+    return (event == number) & (time_ns >= window[0]) & (time_ns <= window[1])
 
 
 class Likelihood:
     "Log likelihood of one event's photoelectrons; parameters (W, 8): place, time, log brightness, direction."
-    def __init__(self, event: Event, array: sim.Array):
+    def __init__(self, event: Event, array: DetectorArray):
         light = event.light
         self.array, self.event = array, event
         self.truth = light.direction[0].astype(float)
@@ -97,49 +105,54 @@ class Likelihood:
         pivot = float(np.clip((middle - light.start[0])@self.truth, 0, light.length_m[0]))
         self.along = self.along - pivot
         place = light.start[0] + pivot*self.truth
-        self.time = light.time_ns[0] + pivot/sim.SPEED_OF_LIGHT_M_PER_NS
+        self.time = light.time_ns[0] + pivot/SPEED_OF_LIGHT_M_PER_NS
         self.start = np.concatenate([place, [0, 0], self.truth])
-        emitter, sensor = sim.lit_pairs(light, array, faint=0.001)
+        _, sensor = pairs_in_reach(light, array, faint=0.001)
         self.sensors = np.unique(sensor)
         known = np.isin(event.sensor, self.sensors)                    # all others are noise
         self.sensor = np.searchsorted(self.sensors, event.sensor[known])          # (N,)
         self.weight, self.t = event.weight[known], event.time_ns[known]
 
     def __call__(self, asked: np.ndarray) -> np.ndarray: # (W,)
-        light, array = self.event.light, self.array
         sane = np.abs(asked[:, 4]) < 3                                 # a factor of 20 in brightness
         p = np.where(sane[:, None], asked, self.start)
-        W, K, S, N = len(p), len(light.event), len(self.sensors), len(self.t)
         v = p[:, 5:]
         direction = v/np.linalg.norm(v, axis=1, keepdims=True)                    # (W, 3)
-        start = p[:, None, :3] + self.along[:, None]*direction[:, None]           # (W, K, 3)
-        time = self.time + p[:, 3:4] + self.along/sim.SPEED_OF_LIGHT_M_PER_NS                  # (W, K)
-        wide = lambda x: np.broadcast_to(x, (W, K)).reshape(W*K).astype(np.float32)
-        moved = sim.Emitters(np.zeros(W*K, int), start.reshape(-1, 3).astype(np.float32),
-                             np.repeat(direction, K, 0).astype(np.float32), wide(light.length_m),
-                             np.zeros(W*K, np.float32), wide(light.brightness*np.exp(p[:, 4:5])))
-        pair = np.repeat(np.arange(W*K), S), np.tile(self.sensors, W*K)
-        mean, arrival, shape, rate = (x.reshape(W, K, S) for x in sim.expected_light(moved, *pair, array))
-        seen = lambda x: x[:, :, self.sensor].astype(float)                       # (W, K, N)
-        late = self.t - time[:, :, None] - seen(arrival)
-        density = np.zeros((W, K, N))
-        near = late > -BOXES[-1]
-        late, a, b = late[near], seen(shape)[near], seen(rate)[near]
-        for half in BOXES:                                             # light per ns, blurred by jitter
-            upper, lower = (gammainc(a, b*np.maximum(late + side, 0)) for side in (half, -half))
-            density[near] += (upper - lower)/(2*half)/len(BOXES)
-        noise = NOISE_PER_NS*array.efficiency[self.sensors[self.sensor]]
-        seen_log = np.log(noise + (density*seen(mean)).sum(1))
+        mean, density = self.light_of(p, direction)
+        noise = NOISE_PER_NS*self.array.efficiency[self.sensors[self.sensor]]
+        seen_log = np.log(noise + (density*mean[:, :, self.sensor].astype(float)).sum(1))
         value = (self.weight*seen_log).sum(1) - mean.sum((1, 2))
         value += -0.5*(v**2).sum(1) + np.log1p(-0.35*direction[:, 2])             # of the norm; of the zenith
-        if light.length_m[0] == 0:                                     # a cascade: in the cylinder
-            far = np.hypot(p[:, 0], p[:, 1]) > array.radius_m
-            value[far | (np.abs(p[:, 2]) > array.half_height_m)] = -np.inf
+        if self.event.light.length_m[0] == 0:                          # a cascade: in the cylinder
+            far = np.hypot(p[:, 0], p[:, 1]) > self.array.radius_m
+            value[far | (np.abs(p[:, 2]) > self.array.half_height_m)] = -np.inf
             value -= 0.95*p[:, 4]
         return np.where(sane, value, -np.inf)
 
+    def light_of(self, p: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "Expected photoelectrons (W, K, S), and their density in time (W, K, N) [1/ns]."
+        light, K, S, W = self.event.light, len(self.event.light.event), len(self.sensors), len(p)
+        start = p[:, None, :3] + self.along[:, None]*direction[:, None]           # (W, K, 3)
+        time = self.time + p[:, 3:4] + self.along/SPEED_OF_LIGHT_M_PER_NS         # (W, K)
+        length, brightness = (np.broadcast_to(x, (W, K)).reshape(W*K).astype(np.float32)
+                              for x in (light.length_m, light.brightness*np.exp(p[:, 4:5])))
+        moved = LightSources(np.zeros(W*K, int), start.reshape(-1, 3).astype(np.float32),
+                             np.repeat(direction, K, 0).astype(np.float32), length,
+                             np.zeros(W*K, np.float32), brightness)
+        pair = np.repeat(np.arange(W*K), S), np.tile(self.sensors, W*K)
+        mean, arrival, shape, rate = (x.reshape(W, K, S) for x in expected_light(moved, *pair, self.array))
+        arrival, shape, rate = (x[:, :, self.sensor].astype(float) for x in (arrival, shape, rate))
+        late = self.t - time[:, :, None] - arrival
+        density = np.zeros(late.shape)
+        near = late > -BOXES[-1]
+        late, a, b = late[near], shape[near], rate[near]
+        for half in BOXES:                                             # light per ns, blurred by jitter
+            upper, lower = (gammainc(a, b*np.maximum(late + side, 0)) for side in (half, -half))
+            density[near] += (upper - lower)/(2*half)/len(BOXES)
+        return mean, density
 
-def sample(event: Event, array: sim.Array, rng: np.random.Generator) -> np.ndarray: # (M, 3) directions
+
+def sample(event: Event, array: DetectorArray, rng: np.random.Generator) -> np.ndarray: # (M, 3) directions
     "Goodman and Weare's stretch moves with two halves of walkers."
     likelihood = Likelihood(event, array)
     p = likelihood.start + rng.standard_normal((WALKERS, 8))*[10, 10, 10, 20, 0.2, 0.5, 0.5, 0.5]
@@ -156,7 +169,8 @@ def sample(event: Event, array: sim.Array, rng: np.random.Generator) -> np.ndarr
             found = likelihood(new)
             take = np.log(rng.random(half)) < 7*np.log(z) + found - value[mine]
             p[mine], value[mine] = np.where(take[:, None], new, p[mine]), np.where(take, found, value[mine])
-        if step >= BURN and step % 10 == 0: kept.append(p[:, 5:].copy())
+        if step >= BURN and step % 10 == 0:
+            kept.append(p[:, 5:].copy())
     v = np.concatenate(kept)
     return v/np.linalg.norm(v, axis=1, keepdims=True)
 
@@ -166,13 +180,14 @@ def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray: # (A, B) rad
     return np.arccos(np.clip(a@b.T, -1, 1))
 
 
-def examine(event: Event, array: sim.Array, seed: int) -> dict:
+def examine(event: Event, array: DetectorArray, seed: int) -> dict:
     "Error that the likelihood makes and expects for one event, and the line fit's."
     rng, truth = np.random.default_rng([seed, 1]), event.light.direction[0].astype(float)
     row = {'kind': 'track' if event.light.length_m[0] > 0 else 'cascade', 'pulses': event.pulses,
            'photoelectrons': float(event.weight.sum()), 'error': 0.0, 'expected': 0.0,
            'line fit': float(angles(-event.from_line_fit[None], truth[None])[0, 0])}
-    if row['photoelectrons'] > MOST: return row
+    if row['photoelectrons'] > MOST:
+        return row
     found = sample(event, array, rng)
     tries = np.concatenate([found[rng.permutation(len(found))[:500]], found.mean(0, keepdims=True)])
     tries /= np.linalg.norm(tries, axis=1, keepdims=True)
@@ -182,17 +197,18 @@ def examine(event: Event, array: sim.Array, seed: int) -> dict:
     return row | {'error': error, 'expected': float(expected[best])}
 
 
-def one(job: tuple[Event, int]) -> dict:
-    "A worker's task."
-    return examine(job[0], sim.Array.from_tables(), job[1])
+def worker(job: tuple[Event, int]) -> dict:
+    "One event, in a worker process."
+    return examine(job[0], DetectorArray.from_tables(), job[1])
 
 
 def events(done: int, n: int) -> Iterator[tuple[Event, int]]:
     "The first `n` triggered events, each with a seed, without those that are done."
-    array, rng, made = sim.Array.from_tables(), np.random.default_rng(99), 0
+    array, rng, made = DetectorArray.from_tables(), np.random.default_rng(99), 0
     while made < n:
         for event in draw_events(rng, array)[:n - made]:
-            if made >= done: yield event, made
+            if made >= done:
+                yield event, made
             made += 1
 
 
@@ -205,10 +221,11 @@ def main() -> None:
     rows = pd.read_csv(RESULTS).to_dict('records') if RESULTS.exists() else []
     progress = Progress('sampling events')
     with ProcessPoolExecutor(a.workers, get_context('spawn'), end_with_parent) as pool:
-        for row in pool.map(one, events(len(rows), a.events)):
+        for row in pool.map(worker, events(len(rows), a.events)):
             rows.append(row)
             progress(len(rows), a.events)
-            if len(rows) % 20 == 0 or len(rows) == a.events: pd.DataFrame(rows).to_csv(RESULTS, index=False)
+            if len(rows) % 20 == 0 or len(rows) == a.events:
+                pd.DataFrame(rows).to_csv(RESULTS, index=False)
     print(summary(pd.DataFrame(rows)))
 
 
@@ -216,10 +233,15 @@ def summary(rows: pd.DataFrame) -> str:
     "Mean errors by kind."
     groups = [('all', rows), *rows.groupby('kind')]
     groups.append(('not too bright', rows[rows.expected > 0]))
-    said = lambda x: f'{x.mean():.3f} +- {bootstrap_error(x.to_numpy()):.3f}'
-    out = [{'events': name, 'number': len(g)} | {k: said(g[k]) for k in ('line fit', 'error', 'expected')}
-           for name, g in groups]
+    out = []
+    for name, group in groups:
+        row = {'events': name, 'number': len(group)}
+        for column in ('line fit', 'error', 'expected'):
+            values = group[column].to_numpy()
+            row[column] = f'{values.mean():.3f} +- {bootstrap_error(values):.3f}'
+        out.append(row)
     return pd.DataFrame(out).to_string(index=False)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -36,6 +36,8 @@ LAYERS = [
     ['data.angle_bins', 'data.packed'],
     ['data.competition'],
     ['physics.eda', 'physics.simulate', 'inference.evaluate'],
+    ['physics.events'],
+    ['physics.light'],
     ['physics.detector'],
     ['physics.angles'],
     ['core.outputs'],
@@ -43,8 +45,9 @@ LAYERS = [
 ]
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
 WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.progress', 'core.storage', 'physics.angles',
-                 'physics.detector', 'physics.eda', 'physics.simulate', 'data.competition', 'data.packed', 'data.prepare',
-                 'data.check', 'training.checkpoints', 'training.runs']
+                 'physics.detector', 'physics.eda', 'physics.light', 'physics.events', 'physics.simulate',
+                 'data.competition', 'data.packed', 'data.prepare', 'data.check', 'training.checkpoints',
+                 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110
