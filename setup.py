@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 LICENCES = {'apache2': 'Apache-2.0'}                        # nbdev's name -> SPDX name
+NOTEBOOKS = 'icecube_nb.notebooks'                          # those for Kaggle, which a bundle holds
 STATUSES = {'3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
 
@@ -35,8 +36,10 @@ setup(
         'Programming Language :: Python :: 3',
         'Topic :: Scientific/Engineering :: Astronomy',
     ],
-    packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
-    package_data={f"{cfg['lib_path']}.physics": ['detectors/*/*.csv', 'detectors/*/*.txt']},
+    packages=[*find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]), NOTEBOOKS],
+    package_dir={NOTEBOOKS: 'kaggle'},
+    package_data={f"{cfg['lib_path']}.physics": ['detectors/*/*.csv', 'detectors/*/*.txt'],
+                  NOTEBOOKS: ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': (cfg['dev_requirements'] + ' ' + cfg['export_requirements']).split(),
