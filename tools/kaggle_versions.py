@@ -1,8 +1,8 @@
 """Do the versions of Kaggle's image answer as our own do?
 
 `kaggle_versions(root)` packs and answers 5,000 events twice: with this Python's packages, and with the data
-libraries of constraints-kaggle.txt, by the code of the bundle's submission notebook. One event has more pulses
-than are read in one piece. The libraries go into .venv-kaggle, once, beside the torch that is there already.
+libraries of constraints-kaggle.txt, by the code of the bundle's submission notebook. One event has more
+pulses than are read in one piece. The libraries go into .venv-kaggle, once, beside the torch that is there.
 
     python tools/kaggle_versions.py            the check, with its times and the largest difference
 """
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def kaggle_versions(root: Path, report: Callable[[str], None] = lambda line: Non
             if done.returncode:
                 whose = 'our own' if libraries is None else 'Kaggle\'s'
                 return [f'{step} with {whose} versions failed: {error_line(done)}']
-        return compare(work, report)
+        return compare(work, root, report)
 
 
 def install(root: Path) -> str: # what went wrong, or nothing
@@ -81,15 +82,18 @@ def error_line(done: subprocess.CompletedProcess) -> str:
 
 
 def run_step(step: str, work: Path, root: Path, libraries: Path | None) -> subprocess.CompletedProcess:
-    "Run one step of this file in a process of its own; `libraries` come before all other packages"
-    path = [] if libraries is None else [str(libraries)]
-    path += [] if step == 'answer' else [str(root)]                     # Kaggle has the bundle's code alone
+    """Run one step of this file in a process of its own; `libraries` come before all other packages
+
+    `-S` passes over what is installed in editable form: on Kaggle there is the bundle's code alone.
+    """
+    own = root if libraries is None else libraries
+    path = [str(own), *dict.fromkeys(sysconfig.get_path(name) for name in ('purelib', 'platlib'))]
     env = os.environ | {'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '2',
                         'ICECUBE_INPUT_DIR': str(work/'input'), 'ICECUBE_CACHE_DIR': str(work/'cache'),
                         'PYTHONWARNINGS': 'ignore'}
     place = work/'working'
     place.mkdir(exist_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), step, str(work)]
+    command = [sys.executable, '-S', str(Path(__file__).resolve()), step, str(work)]
     return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=ANSWER_SECONDS)
 
 
@@ -163,24 +167,26 @@ def answer(work: Path) -> None:
             exec(compile(''.join(cell['source']), 'submission.ipynb', 'exec'), globals())
     from icecube_nb.inference.predict import predict
     predict(work/'input'/'data', work/'input'/'bundle'/'main', work/'working'/'main.csv', device='cpu')
+    code = {Path(module.__file__) for name, module in sys.modules.items() if name.startswith('icecube_nb')}
+    assert all(path.is_relative_to(work/'input'/'bundle') for path in code), code
 
 
 # ---- the comparison ----
 
-def compare(work: Path, report: Callable[[str], None]) -> list[str]:
+def compare(work: Path, root: Path, report: Callable[[str], None]) -> list[str]:
     "Versions as asked for, the same events in the same order, and no answer too far away"
     import pandas as pd
     ours, theirs = (json.loads((work/f'{name}.json').read_text()) for name in ('ours', 'theirs'))
-    wrong = [f'{name} {theirs[name]} was used' for name in theirs if f'{name}=={theirs[name]}' not in pinned(ROOT)]
+    wrong = [f'{name} {theirs[name]} was used' for name in theirs
+             if f'{name}=={theirs[name]}' not in pinned(root)]
     report('ours: ' + ', '.join(f'{k} {v}' for k, v in ours.items()))
     report("Kaggle's: " + ', '.join(f'{k} {v}' for k, v in theirs.items()))
     found = [f'{fault}, which {CONSTRAINTS} does not list' for fault in wrong]
-    for name, file in (('network', 'main.csv'), ('ensemble', 'submission.csv')):
-        right = pd.read_csv(work/('ensemble.csv' if name == 'ensemble' else 'main.csv'))
-        got = pd.read_csv(work/'working'/file)
+    for name, file in (('main', 'main.csv'), ('ensemble', 'submission.csv')):
+        right, got = pd.read_csv(work/f'{name}.csv'), pd.read_csv(work/'working'/file)
         if len(right) != EVENTS or right['event_id'].tolist() != got['event_id'].tolist():
-            found.append(f'{name}: {len(got):,} answers with Kaggle\'s versions, {len(right):,} with ours, of '
-                         f'{EVENTS:,} events')
+            found.append(f'{name}: {len(got):,} answers with Kaggle\'s versions, {len(right):,} with ours; '
+                         f'both should be to the same {EVENTS:,} events')
             continue
         away = angles_between(right, got)
         report(f'{name}: {len(got):,} events, largest difference {away.max():.1e} rad')
