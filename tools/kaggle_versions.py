@@ -8,6 +8,7 @@ pulses than are read in one piece. The libraries go into .venv-kaggle, once, bes
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -120,6 +121,7 @@ def make(work: Path) -> None:
     enlarge(data)
     predict(data, work/'run', work/'main.csv', device='cpu')
     predict_ensemble(data, work/'ensemble', work/'ensemble.csv', device='cpu')
+    shutil.rmtree(data/'packed')                                        # the other versions pack by themselves
     note_versions(work/'ours.json')
 
 
