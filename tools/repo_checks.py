@@ -30,6 +30,7 @@ LAYERS = [
     ['training.precision', 'training.checkpoints'],
     ['network.published', 'network.engines'],
     ['network.model'],
+    ['network.heads'],
     ['network.attention', 'network.losses'],
     ['data.check', 'data.batching'],
     ['data.prepare', 'data.pulses'],
