@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icecube_nb.data.batching import EventBatch
-from icecube_nb.network.model import Model, Output
+from icecube_nb.network.heads import Output
+from icecube_nb.network.model import Model
 
 
 def preprocess(path: Path, sensors: np.ndarray, max_pulses: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +51,7 @@ class Padded(nn.Module):
             x = x + block.mlp(block.norm2(x))
         pooled = (x*mask[..., None]).sum(1)/mask.sum(1, keepdim=True)                           # (B, D)
         azimuth, zenith = m.azimuth_head(m.azimuth_neck(pooled)), m.zenith_head(m.zenith_neck(pooled))
-        return Output(pooled, azimuth, zenith, None)
+        return Output(pooled=pooled, azimuth_logits=azimuth, zenith_logits=zenith)
 
 
 def pad(batch: EventBatch) -> tuple[Tensor, Tensor]: # (B, T, F) and (B, T)

@@ -35,7 +35,7 @@ from icecube_nb.physics.detector import read_geometry, sensor_features
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
 from icecube_nb.inference.predict import answer_batch, load_predictor, method_errors
-from icecube_nb.network.losses import angle_loss, bin_loss, decode_bins, decode_vector, vector_loss
+from icecube_nb.network.losses import angle_loss, bin_loss, decode_bins, decode_vector, unit_vectors, vector_loss
 from icecube_nb.network.model import load_weights
 from icecube_nb.data.packed import PackedBatch, load_packed
 from icecube_nb.data.prepare import Prepared, prepare
@@ -44,7 +44,6 @@ from icecube_nb.data.pulses import turn_angle, turn_features
 from icecube_nb.physics.simulate import write_dataset
 from icecube_nb.training.loop import train
 from icecube_nb.training.state import State, make_optimiser, new_state
-from icecube_nb.training.step import unit_vectors
 
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
 FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed
@@ -68,7 +67,7 @@ ARMS = {
     'no-attention-pooling': ('deep', {'model.pooling': 'mean'}),
     'no-rotary': ('deep', {'model.rotary': False}),
     'no-qk-norm': ('deep', {'model.qk_norm': False}),
-    'no-vector-head': ('deep', {'model.vector_head': False}),
+    'no-vector-head': ('deep', {'model.outputs': 'classes'}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
     'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
     'muon in the necks': ('deep', {}),      # and the blocks, see `more_muon`
@@ -133,7 +132,7 @@ def answers(state: State, packed: PackedBatch, sensors: np.ndarray, sixths: int 
         if sixths: features = torch.from_numpy(turn_features(features.numpy(), c.model.features, sixths))
         with torch.inference_mode(): out = state.model(features, batch.offsets)
         ways = {'bins': decode_bins(out.azimuth_logits, out.zenith_logits, state.bins)[:2]}
-        if out.direction is not None: ways['vector'] = decode_vector(out.direction)[:2]
+        if 'direction' in out: ways['vector'] = decode_vector(out.direction)[:2]
         for way, (azimuth, zenith) in ways.items():
             row = found.setdefault(way, np.full((len(packed), 3), np.nan))
             row[batch.event] = direction_from_angles(azimuth.numpy() - sixths*np.pi/3, zenith.numpy())
@@ -220,7 +219,7 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
     packed = load_packed(next(iter(prepared.test.values())))
     def usual(out, azimuth, zenith):
         return (bin_loss(out.azimuth_logits, out.zenith_logits, azimuth, zenith, state.bins, state.kernel)
-                + state.config.train.vector_weight*vector_loss(out.direction, unit_vectors(azimuth, zenith)))
+                + vector_loss(out.direction, unit_vectors(azimuth, zenith)))
     def metric(out, azimuth, zenith):
         truth = unit_vectors(azimuth, zenith)
         return angle_loss(out.direction, truth) + 0.05*vector_loss(out.direction, truth)

@@ -32,18 +32,19 @@ from icecube_nb.data.batching import batches_by_pulses, make_batch
 from icecube_nb.core.config import cache_folder, override, small
 from icecube_nb.core.cpu_workers import MMAP_THRESHOLD, TRIM_THRESHOLD, CpuWorkerPool
 from icecube_nb.physics.detector import read_geometry, sensor_features
+from icecube_nb.network.heads import loss_of_heads
 from icecube_nb.network.losses import decode_bins
 from icecube_nb.network.model import Model
 from icecube_nb.data.packed import load_packed
 from icecube_nb.data.prepare import pack_batch, plan_jobs, prepare
 from icecube_nb.physics.simulate import default_dataset
 from icecube_nb.training.state import new_state
-from icecube_nb.training.step import cpu_workers_for, event_loss, train_step
+from icecube_nb.training.step import cpu_workers_for, train_step
 
 RESULTS = Path(__file__).parent/'results'/'speed.json'
 REPEATS = 8           # of the simulated events in the file that is preprocessed
 PULSES = 2048         # of a micro-batch that stays in the cache of a core
-PLAIN = {'model.vector_head': False}
+PLAIN = {'model.outputs': 'classes'}
 BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()   # does the processor compute in it?
 
 
@@ -205,7 +206,8 @@ def training(rounds: int, size: int) -> list[dict]:
             for events in groups:
                 batch = batch_of(packed, events, sensors)
                 optimiser.zero_grad()
-                event_loss(network(*padded.pad(batch)), batch, plain.bins, plain.kernel, 1.0)[0].backward()
+                out = network(*padded.pad(batch))
+                loss_of_heads(out, batch.azimuth, batch.zenith, plain.bins, plain.kernel)[0].backward()
                 torch.nn.utils.clip_grad_value_(network.parameters(), 0.5)
                 optimiser.step()
             return sum(map(len, groups))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CONFIG_VERSION', 'RENAMED_SETTINGS', 'ModelConfig', 'DataConfig', 'TrainConfig', 'Config', 'small', 'full',
-           'tiny', 'deep', 'long_sequence', 'preset', 'override', 'to_json', 'from_json', 'cache_folder']
+           'tiny', 'deep', 'long_sequence', 'preset', 'override', 'to_json', 'current_settings', 'from_json',
+           'cache_folder']
 
 # %% ../../nbs/appendix/config.ipynb #b8066bc9
 import json
@@ -26,7 +27,7 @@ class ModelConfig:
     azimuth_bins: int = 128        # classes of the azimuth head
     zenith_bins: int = 128         # classes of the zenith head between the poles
     zenith_mirror: int = 7         # extra classes mirrored beyond either pole
-    vector_head: bool = True       # also answer with a 3-vector (von Mises-Fisher)
+    outputs: tuple[str, ...] = ('classes', 'vector') # heads that answer, names of `network.heads.HEADS`
     activation: str = 'gelu_tanh'  # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU
     rotary: bool = False           # attention turns queries and keys by each pulse's time and place
     qk_norm: bool = False          # attention brings queries and keys to one length first
@@ -64,7 +65,7 @@ class TrainConfig:
     clip_value: float = 0.5        # each gradient entry is clipped to +-this
     smoothing_bins: int = 15       # length of the kernel that smooths the target bin, odd
     smoothing_sigma: float = 3.0   # its width, in bins
-    vector_weight: float = 1.0     # weight of the von Mises-Fisher loss beside the two cross entropies
+    losses: tuple[str, ...] = ()   # what a step sums, `name:weight`; empty: the loss of every head, weight 1
     precision: str = 'auto'        # `fp32`, `fp16`, `bf16`; `auto`: fp16 on CUDA, fp32 elsewhere
     seed: int = 0                  # of the initial weights, the shuffling and the choice of pulses
     clip_norm: float = 0.0         # before that, a longer gradient is shortened to this norm; 0: it is not
@@ -143,7 +144,9 @@ def _cast(old, value, key: str):
                 return False
             raise ValueError
         if isinstance(old, tuple):
-            return tuple(float(v) for v in (value.split(',') if isinstance(value, str) else value))
+            item = type(old[0]) if old else str
+            parts = value.split(',') if isinstance(value, str) else value
+            return tuple(item(v.strip() if isinstance(v, str) else v) for v in parts if v != '')
         if isinstance(old, int) and float(value) != int(float(value)):
             raise ValueError
         return type(old)(float(value)) if isinstance(old, int) else type(old)(value)
@@ -178,6 +181,19 @@ def to_json(config: Config) -> str: # indented JSON text with a `version`
 # settings that were called otherwise in configs written before 28 November 2026
 RENAMED_SETTINGS = {'train.part_pulses': 'train.microbatch_pulses', 'train.muon_scale': 'train.muon_lr_factor'}
 
+def current_settings(settings: dict[str, object] # dotted name to value, as a file has them
+    ) -> dict[str, object]: # the same by today's names
+    "Translate settings of older files."
+    found = {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
+    vector = found.pop('model.vector_head', None)
+    weight = found.pop('train.vector_weight', 1.0)
+    if vector is not None:
+        found['model.outputs'] = ('classes', 'vector') if vector else ('classes',)
+    if vector and weight != 1:
+        found['train.losses'] = ('bin_loss:1', f'vector_loss:{weight}')
+    return found
+
+# %% ../../nbs/appendix/config.ipynb #c0f1e6a1
 def from_json(text: str, # what `to_json` wrote
               source: str = 'config' # named in errors: the file's path
     ) -> Config:
@@ -191,8 +207,8 @@ def from_json(text: str, # what `to_json` wrote
         raise ValueError(f'{source} has config version {version}, this package reads {CONFIG_VERSION}; '
                          'install the release that wrote it')
     try:
-        settings = {RENAMED_SETTINGS.get(name := f'{group}.{key}', name): value
-                    for group in ('model', 'data', 'train') for key, value in given.pop(group, {}).items()}
+        settings = {f'{group}.{key}': value for group in ('model', 'data', 'train')
+                    for key, value in given.pop(group, {}).items()}
     except AttributeError:
         raise ValueError(f'{source}: model, data and train must each hold settings by name; write it with '
                          '`to_json`') from None
@@ -200,7 +216,7 @@ def from_json(text: str, # what `to_json` wrote
     if given:
         raise ValueError(f'{source} has the unknown entry {next(iter(given))!r}; a later release may read it')
     try:
-        return override(Config(name), settings)
+        return override(Config(name), current_settings(settings))
     except ValueError as e:
         raise ValueError(f'{source}: {e}') from None
 

@@ -7,6 +7,7 @@ __all__ = ['PUBLISHED_NAMES', 'published_name', 'from_published', 'read_publishe
 
 # %% ../../nbs/appendix/published_weights.ipynb #5a3e0aa2
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def from_published(state_dict: dict[str, Tensor], # of a published checkpoint
                    config: ModelConfig # `small().model` or `full().model`; the vector head is switched off
     ) -> Model:
     "A model with published weights. Use it with `legacy_ice` and `legacy_qe` on."
-    model = Model(ModelConfig(**{**vars(config), 'vector_head': False}), features=9)
+    model = Model(replace(config, outputs=('classes',)))
     return load_weights(model, {published_name(k): v for k, v in state_dict.items()})
 
 # %% ../../nbs/appendix/published_weights.ipynb #a6f456d7
@@ -62,4 +63,4 @@ def read_published(path: Path # a Lightning `.ckpt`
                          'nothing that needs code to load') from None
     if width not in heads:
         raise ValueError(f'{path} is {width} wide; the published networks are 64 or 512 wide')
-    return ModelConfig(width=width, heads=heads[width], layers=layers, neck=neck, vector_head=False), weights
+    return ModelConfig(width=width, heads=heads[width], layers=layers, neck=neck, outputs=('classes',)), weights

@@ -23,7 +23,7 @@ from ..data.batching import TrainingEvents, inference_batches, prefetch, trainin
 from ..data.competition import find_data
 from ..data.packed import PackedBatch, load_packed
 from ..data.prepare import Prepared, prepare, split_batches
-from ..network.losses import decode_bins, decode_vector
+from ..network.heads import decode_heads
 from ..network.model import count_parameters, load_weights
 from ..physics.angles import angular_error
 from .distributed import (ProcessGroup, start_process_group, stop_process_group,
@@ -52,26 +52,25 @@ def one_cycle(progress: float, # share of the run that is done, 0 to 1
 def validate(state: State, packed: PackedBatch, # a file that is not trained on
              sensors: np.ndarray, # (S, 6)
              events: int|None = None # the first so many; None: `train.validation_events`
-    ) -> dict[str, float]: # mean angular error [rad] of the classes, and of the vector if there is one
+    ) -> dict[str, float]: # mean angular error [rad]: `error` of the first head, HEAD_error of others
     "Mean angular error on the first events of a packed file that are long enough; empty if none is."
-    c, model, sums = state.config, state.eval_model.eval(), np.zeros(3)
+    c, model = state.config, state.eval_model.eval()
+    heads = c.model.outputs
+    sums = np.zeros(len(heads) + 1)
     batches = inference_batches(packed, sensors, c.model.features, c.data.max_pulses,
                                 events=events or c.train.validation_events, min_pulses=c.data.min_pulses)
     for batch in islice(batches, state.processes.rank, None, state.processes.ranks):
         batch = batch.to(state.device)
         with reduced(state.device, state.precision):
-            output = model(batch.features, batch.offsets)
-        answers = [decode_bins(output.azimuth_logits, output.zenith_logits, state.bins)[:2]]
-        if output.direction is not None:
-            answers.append(decode_vector(output.direction)[:2])
-        truth = batch.azimuth.cpu(), batch.zenith.cpu()
-        errors = [angular_error(*truth, *(x.cpu() for x in answer)).sum() for answer in answers]
-        sums += [*errors, 0.0, len(batch.azimuth)] if len(errors) < 2 else [*errors, len(batch.azimuth)]
+            output = model(batch.features, batch.offsets, batch.lengths)
+        found = decode_heads(output, state.bins)
+        truth = batch.azimuth.cpu().numpy(), batch.zenith.cpu().numpy()
+        errors = [angular_error(*truth, found[f'{h}_azimuth'], found[f'{h}_zenith']).sum() for h in heads]
+        sums += [*errors, len(batch.azimuth)]
     model.train()
     *totals, count = sum_over_processes(sums.tolist(), state.processes, state.device)
-    if c.model.vector_head is False:
-        totals = totals[:1]
-    return {name: total/count for name, total in zip(('error', 'vector_error'), totals)} if count else {}
+    names = ['error', *(f'{head}_error' for head in heads[1:])]
+    return {name: total/count for name, total in zip(names, totals)} if count else {}
 
 # %% ../../nbs/03_train.ipynb #834bdc36
 def run_progress(state: State, batches: int, # in this epoch

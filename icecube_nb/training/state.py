@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import Config, to_json
-from ..data.pulses import feature_names
 from ..network.losses import Bins, make_bins, smoothing_kernel
 from ..network.model import Model, load_weights
 from ..network.published import read_published
@@ -84,7 +83,7 @@ def new_state(config: Config, angle_bins: dict[str, list[float]], device: str = 
     precision = precision_of_epoch(config.train, 0, where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = Model(config.model, len(feature_names(config.model.features))).to(where)
+        model = Model(config.model).to(where)
     scaler = make_scaler(where, precision, config.train.growth_interval)
     bins = make_bins(angle_bins, config.model.zenith_mirror).to(where)
     kernel = smoothing_kernel(config.train.smoothing_bins, config.train.smoothing_sigma)
