@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT_M_PER_NS', 'REFRACTIVE_INDEX', 'POSITION_UNIT_M', 'TIME_UNIT_NS', 'CENTRED_POSITION_UNIT_M',
            'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'DEFAULT_DETECTOR', 'DETECTORS', 'SAME_PLACE_M', 'ICE_FILE',
-           'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_geometry', 'read_geometry', 'read_table', 'read_notes',
-           'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table', 'recognise_detector',
+           'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_geometry', 'read_geometry', 'parse_column', 'read_table',
+           'read_notes', 'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table', 'recognise_detector',
            'sensor_efficiency', 'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'describe_ice',
            'ice_at_depth', 'robust_scale', 'sensor_features']
 
@@ -76,13 +76,25 @@ def read_geometry(
     return check_geometry(table, str(path))
 
 # %% ../../nbs/00b_detector.ipynb #8eec3b91
+def parse_column(
+    column: pd.Series, # of text
+) -> pd.Series:
+    "Numbers exactly as written, integers where all are; text stays text."
+    for number in (int, float):
+        try:
+            return column.map(number)
+        except ValueError:
+            continue
+    return column
+
+# %% ../../nbs/00b_detector.ipynb #300b3e55
 def read_table(
-    file, # a CSV file, or a .txt file whose columns are separated by blanks; # starts a comment
+    file, # a CSV file, or a .txt file whose columns are separated by blanks; # starts a comment line
 ) -> pd.DataFrame:
-    "A table of a detector's data file, each number exactly as written."
-    separator = r'\s+' if file.name.endswith('.txt') else ','
-    text = io.StringIO(file.read_text(encoding='utf-8'))
-    return pd.read_csv(text, sep=separator, comment='#', float_precision='round_trip')
+    "A table of a detector's data file."
+    lines = [line for line in file.read_text(encoding='utf-8').splitlines() if line and line[0] != '#']
+    names, *rows = (line.split(None if file.name.endswith('.txt') else ',') for line in lines)
+    return pd.DataFrame(rows, columns=names).apply(parse_column)
 
 # %% ../../nbs/00b_detector.ipynb #be4b55cf
 def read_notes(
