@@ -142,7 +142,7 @@ def enlarge(data: Path) -> None:
     event_id, first, count = np.unique(pulses.index, return_index=True, return_counts=True)
     meta = pd.DataFrame({'batch_id': 3, 'event_id': event_id, 'first_pulse_index': first,
                          'last_pulse_index': first + count - 1})
-    pulses.to_parquet(data/'test'/'batch_3.parquet')
+    pulses.to_parquet(data/'test'/'batch_3.parquet', use_dictionary=False)          # columns of megabytes
     meta.to_parquet(data/'test_meta.parquet')
     sample = pd.DataFrame({'event_id': event_id, 'azimuth': 1.0, 'zenith': 1.0})
     sample.to_parquet(data/'sample_submission.parquet', index=False)
