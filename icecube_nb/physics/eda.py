@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EVENT_COLUMNS', 'Batch', 'with_truth', 'first_batch', 'check_columns', 'event_table', 'FoundEvent', 'find_meta',
            'read_event', 'event_shapes', 'not_auxiliary', 'pulse_style', 'neutrino_path', 'event_display', 'depth_time',
-           'show_event', 'pulses_per_event', 'cut_losses', 'pulse_summary', 'sensor_rates', 'rates_by_depth',
+           'show_event', 'pulses_per_event', 'pulse_summary', 'sensor_rates', 'rates_by_depth',
            'direction_distribution']
 
 # %% ../../nbs/00_eda.ipynb #df270603
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -294,20 +294,6 @@ def pulses_per_event(
     ax.legend()
     return ax
 
-# %% ../../nbs/00_eda.ipynb #be8e1e2b
-def cut_losses(
-    lengths, # (B,) pulses of each event, of the kind that is counted
-    max_pulses: int, # longer events lose the rest
-) -> tuple[float, float]: # share of the events that are touched, share of all pulses that are lost
-    "What a cut on the number of pulses takes from a set of events."
-    lengths = np.asarray(lengths)                                               # (B,)
-    if max_pulses < 1:
-        raise ValueError(f'max_pulses is {max_pulses}: give at least 1')
-    if lengths.sum() == 0:
-        raise ValueError('lengths has no pulses: there is nothing to lose')
-    kept = np.minimum(lengths, max_pulses).sum()
-    return float((lengths > max_pulses).mean()), float(1 - kept/lengths.sum())
-
 # %% ../../nbs/00_eda.ipynb #69934cc0
 def pulse_summary(
     pulses: pd.DataFrame, # columns time [ns], charge [pe], auxiliary
@@ -391,5 +377,5 @@ def direction_distribution(
     right.axhline(0.5, c='k', ls='--', label='an even sky')
     left.set(xlabel='azimuth [rad]', ylabel='density [1/rad]')
     right.set(xlabel='cosine of the zenith (-1: from below; 1: from above)', ylabel='density')
-    right.legend(loc='lower center')
+    fig.legend(*right.get_legend_handles_labels(), loc='outside lower center', ncols=2)
     return fig
