@@ -34,7 +34,8 @@ from icecube_nb.training.checkpoints import load_checkpoint
 from icecube_nb.physics.detector import read_geometry, sensor_features
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
-from icecube_nb.inference.predict import answer_batch, load_predictor, method_errors
+from icecube_nb.inference.predict import answer_batch, load_predictor
+from icecube_nb.inference.summaries import method_errors
 from icecube_nb.network.losses import angle_loss, bin_loss, decode_bins, decode_vector, unit_vectors, vector_loss
 from icecube_nb.network.model import load_weights
 from icecube_nb.data.packed import PackedBatch, load_packed

@@ -179,12 +179,12 @@ class Predict(DataOption, DeviceOption):
         options = dict(dump=self.dump, device=self.device, precision=self.precision, batches=self.batches,
                        progress=Progress('answering, events'))
         if (self.run/'ensemble.json').is_file():
-            from icecube_nb.inference.ensemble import predict_ensemble
+            from icecube_nb.inference.ensemble_predict import predict_ensemble
             done = predict_ensemble(self.found(), self.run, self.out, **options)
         else:
             done = predict(self.found(), self.run, self.out, long_run=self.long_run, decode=self.decode,
                              answer=self.answer, engine=self.engine, **options)
-        rest = f', {done.hopeless:,} of them without a usable answer' if done.hopeless else ''
+        rest = f', {done.unanswered:,} of them without a usable answer' if done.unanswered else ''
         for fault in done.bad[:10]:
             print(f'answered without its pulses: {fault}')
         if len(done.bad) > 10:
@@ -208,7 +208,8 @@ class Stack(DeviceOption):
     def __call__(self) -> None:
         from dataclasses import replace
         from icecube_nb.core.progress import Progress
-        from icecube_nb.inference.stack import STACKS, fit_stack, open_dump, usable_rows
+        from icecube_nb.inference.answers import open_dump, usable_rows
+        from icecube_nb.inference.stack import STACKS, fit_stack
         if self.preset not in STACKS:
             raise ValueError(f'no stack preset {self.preset!r}; choose one of {", ".join(STACKS)}')
         config = STACKS[self.preset]()
@@ -233,7 +234,7 @@ class Ensemble:
     batches: tuple[int, ...]|None = None # batch ids of the dumps to learn from (default: all)
 
     def __call__(self) -> None:
-        from icecube_nb.inference.ensemble import fit_ensemble
+        from icecube_nb.inference.ensemble_folder import fit_ensemble
         from icecube_nb.core.progress import Progress
         made = fit_ensemble(self.runs, self.dumps, self.out, self.stacks, self.long_runs, self.batches,
                             progress=Progress('boosting, boosters'))
@@ -372,8 +373,9 @@ def demo_table(data: Path, # the demo's data
     import pandas as pd
     from icecube_nb.physics.angles import angular_error
     from icecube_nb.inference.evaluate import error_table, format_table
-    from icecube_nb.inference.predict import method_errors, read_answers
-    from icecube_nb.inference.stack import load_stack, open_dump, stack_answers
+    from icecube_nb.inference.answers import open_dump, read_answers
+    from icecube_nb.inference.stack import load_stack, stack_answers
+    from icecube_nb.inference.summaries import method_errors
     from icecube_nb.core.storage import written_whole
     from icecube_nb.data.packed import load_packed
     from icecube_nb.data.prepare import open_prepared, packed_folder

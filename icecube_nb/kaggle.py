@@ -34,10 +34,11 @@ from .physics.angles import angular_error
 from .core.config import from_json
 from .training.checkpoints import find_checkpoint, load_checkpoint
 from .physics.detector import ICE_FILE, ice_of_text
-from .inference.ensemble import (answer_together, copy_whole, is_ensemble, load_committee,
-                                           predict_ensemble, read_ensemble_note)
-from .inference.predict import (Deadline, Prediction, answer_batch, load_predictor, predict,
-                                          read_answers)
+from .inference.answers import read_answers
+from .inference.ensemble_folder import (copy_whole, is_ensemble, load_with_networks,
+                                                  read_ensemble_note)
+from .inference.ensemble_predict import answer_by_ensemble, predict_ensemble
+from .inference.predict import Deadline, Prediction, answer_batch, load_predictor, predict
 from .core.storage import written_whole
 from .data.packed import load_packed
 from .data.prepare import Prepared, prepare
@@ -155,11 +156,11 @@ def answer_function(run: Path, prepared: Prepared, # with the test batches to be
     ) -> Callable[[int], dict[str, np.ndarray]]: # batch_id to event_id, azimuth, zenith and more, each (B,)
     "A run or an ensemble, loaded, and ready to answer a batch as often as it is called."
     if is_ensemble(run):
-        committee = load_committee(run, device, precision)
+        ensemble = load_with_networks(run, device, precision)
         def together(batch_id):
             with tempfile.TemporaryDirectory() as place:
                 files = {batch_id: prepared.test[batch_id]}
-                path, = answer_together(committee, files, prepared, Path(place))
+                path, = answer_by_ensemble(ensemble, files, prepared, Path(place))
                 return {name: values.copy() for name, values in read_answers(path).items()}
         return together
     predictor = load_predictor(run, device, precision)
@@ -281,7 +282,7 @@ def write_manifest(folder: Path, about: dict) -> None:
 # %% ../nbs/06_kaggle.ipynb #153e804d
 def copy_ensemble(source: Path, target: Path) -> str: # the names of its networks' settings
     "Copy what inference needs of an ensemble, once all its parts are seen to be sound."
-    load_committee(source, 'cpu', 'fp32')
+    load_with_networks(source, 'cpu', 'fp32')
     about = read_ensemble_note(source)
     numbers, names = range(about['members']), [f'boosters_{k}.txt' for k in range(about['config']['folds'])]
     configs = [copy_run(source/f'run_{i}', target/f'run_{i}') for i in numbers]
@@ -357,7 +358,7 @@ def submit(made: Bundle, check: Check, data: str|Path, # competition files
 def submission_summary(done: Prediction) -> str:
     "What was written, and by whom it was answered."
     return (f'{done.events:,} events in {done.out}: {done.by_long:,} answered by the long-sequence run, '
-            f'{done.by_cheap:,} by the cheaper method, {done.hopeless:,} got a constant direction')
+            f'{done.by_fallback:,} by the fallback, {done.unanswered:,} got a constant direction')
 
 # %% ../nbs/06_kaggle.ipynb #6c1b8ea2
 def training_batches(data: Path, # competition files

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..physics.detector import ICE_FILE, read_geometry
-from .competition import (ANGLES, check_angles, folder_ice, meta_rows, open_parquet,
-                                         read_pieces, split_train_meta, to_numpy)
+from .competition import (ANGLES, check_angles, compare_event_ids, folder_ice, meta_rows,
+                                         open_parquet, read_pieces, split_train_meta, to_numpy)
 from .packed import read_batch
 from .prepare import read_meta, too_many
 
@@ -96,8 +96,7 @@ def sample_faults(path: Path, # sample_submission.parquet
                   wanted: np.ndarray # (E,) event_id of all test events
     ) -> Iterator[Fault]:
     "What differs between the sample submission and the test events."
-    unique, count = np.unique(wanted, return_counts=True)
-    for event in unique[count > 1].tolist():
+    for event in compare_event_ids(wanted, wanted).repeated.tolist():
         yield structural(path.with_name('test_meta.parquet'), 'is listed twice; take one away', event)
     if not path.is_file():
         return
@@ -110,13 +109,12 @@ def sample_faults(path: Path, # sample_submission.parquet
     except (ValueError, OSError) as e:
         yield as_fault(STRUCTURE, str(e), path)
         return
-    asked, count = np.unique(np.concatenate([np.zeros(0, np.int64), *parts]), return_counts=True)
-    for event in asked[count > 1].tolist():
-        yield structural(path, 'is asked for twice; take one away', event)
-    for event in np.setdiff1d(asked, wanted).tolist():
-        yield structural(path, 'is not in test_meta.parquet; take both from the same source', event)
-    for event in np.setdiff1d(wanted, asked).tolist():
-        yield structural(path, 'has no row, but test_meta.parquet lists it; copy it again', event)
+    found = compare_event_ids(wanted, np.concatenate([np.zeros(0, np.int64), *parts]))
+    for events, what in ((found.repeated, 'is asked for twice; take one away'),
+                         (found.unknown, 'is not in test_meta.parquet; take both from the same source'),
+                         (found.missing, 'has no row, but test_meta.parquet lists it; copy it again')):
+        for event in events.tolist():
+            yield structural(path, what, event)
 
 # %% ../../nbs/appendix/checker.ipynb #18a4e388
 def folder_faults(data: str|Path, # competition files

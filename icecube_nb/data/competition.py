@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KAGGLE_FOLDERS', 'KINDS', 'PULSES', 'INDICES', 'ANGLES', 'find_data', 'example_pulses', 'example_meta',
-           'write_example_folder', 'reading', 'open_parquet', 'to_numpy', 'meta_rows', 'read_pieces', 'spill_meta',
-           'split_train_meta', 'check_angles', 'check_ranges', 'join_pieces', 'whole_events', 'find_fault',
-           'time_order', 'folder_ice']
+           'write_example_folder', 'reading', 'open_parquet', 'to_numpy', 'IdDifferences', 'compare_event_ids',
+           'meta_rows', 'read_pieces', 'spill_meta', 'split_train_meta', 'check_angles', 'check_ranges', 'join_pieces',
+           'whole_events', 'find_fault', 'time_order', 'folder_ice']
 
 # %% ../../nbs/appendix/competition_files.ipynb #5a3e0aa5
 import json
@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -143,6 +144,20 @@ def to_numpy(column: pa.Array, # of any integer, float or boolean type
             raise ValueError(f'{path} row {at}: {name} does not fit into int64; use smaller numbers'
                              ) from None
     return column.to_numpy(zero_copy_only=False)
+
+# %% ../../nbs/appendix/competition_files.ipynb #f0a60002
+class IdDifferences(NamedTuple):
+    "How a list of event ids differs from the list that is wanted; each is (n,) int64, ascending."
+    repeated: np.ndarray   # given more than once
+    missing: np.ndarray    # wanted but not given
+    unknown: np.ndarray    # given but not wanted
+
+def compare_event_ids(wanted: np.ndarray, # (E,) integer
+                      given: np.ndarray # (G,) integer, in any order
+    ) -> IdDifferences: # three empty arrays if the lists hold the same events
+    "Which event ids are repeated, missing or unknown."
+    unique, count = np.unique(np.asarray(given), return_counts=True)
+    return IdDifferences(unique[count > 1], np.setdiff1d(wanted, unique), np.setdiff1d(unique, wanted))
 
 # %% ../../nbs/appendix/competition_files.ipynb #1cfec64a
 def meta_rows(piece: pa.RecordBatch, # of a meta file

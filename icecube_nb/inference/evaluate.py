@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..physics.angles import angle_between, angular_error, direction_from_angles
+from ..data.competition import compare_event_ids
+from ..physics.angles import angular_error, direction_from_angles
 
 # %% ../../nbs/03a_evaluate.ipynb #4af205b2
 def _check_pulses(time_ns, position_m, offsets, weight) -> tuple: # the four as int64 or float64 arrays
@@ -352,14 +353,14 @@ def check_submission(
     if 'event_id' not in table.columns:
         raise ValueError(f'{events}: no column event_id; give a file with the events wanted')
     wanted = _event_ids(table, events)                                    # (B,)
-    row = pd.Index(answer['event_id']).get_indexer(wanted)                # (B,) -1 where missing
-    missing, extra = row < 0, ~answer['event_id'].isin(wanted).to_numpy()
-    if missing.any():
-        raise ValueError(f'{submission}: event {wanted[missing.argmax()]} of {events} has no row '
-                         f'({missing.sum()} missing); write one row for every event')
-    if extra.any():
-        raise ValueError(f'{submission}: event {answer["event_id"].iloc[extra.argmax()]} is not in '
-                         f'{events} ({extra.sum()} such); write the events asked for and no others')
+    _, missing, unknown = compare_event_ids(wanted, answer['event_id'].to_numpy())
+    if len(missing):
+        raise ValueError(f'{submission}: event {missing[0]} of {events} has no row '
+                         f'({len(missing)} missing); write one row for every event')
+    if len(unknown):
+        raise ValueError(f'{submission}: event {unknown[0]} is not in {events} ({len(unknown)} such); '
+                         'write the events asked for and no others')
+    row = pd.Index(answer['event_id']).get_indexer(wanted)                # (B,)
     return answer.iloc[row].reset_index(drop=True)
 
 # %% ../../nbs/03a_evaluate.ipynb #4eb7fcc4
