@@ -104,9 +104,12 @@ def make(work: Path) -> None:
     "Write the inputs of the submission notebook, and what it should answer"
     from icecube_nb.core.config import override, tiny
     from icecube_nb.data.prepare import prepare
-    from icecube_nb.inference.ensemble import EnsembleConfig, fit_ensemble, predict_ensemble
+    from icecube_nb.inference.answers import open_dump
+    from icecube_nb.inference.ensemble import EnsembleConfig
+    from icecube_nb.inference.ensemble_folder import fit_ensemble
+    from icecube_nb.inference.ensemble_predict import predict_ensemble
     from icecube_nb.inference.predict import predict
-    from icecube_nb.inference.stack import STACKS, fit_stack, open_dump
+    from icecube_nb.inference.stack import STACKS, fit_stack
     from icecube_nb.kaggle import bundle
     from icecube_nb.physics.simulate import write_dataset
     from icecube_nb.training.loop import train
