@@ -321,7 +321,7 @@ def sensor_features(
     rows = check_ice(ice)                                                                       # (R, 3)
     efficiency = sensor_efficiency(geometry, legacy_qe)                                         # (S,)
     scattering, absorption = ice_at_depth(geometry.z, ice, legacy_ice)                          # two of (S,)
-    x, y, z = (geometry[axis] / POSITION_UNIT_M for axis in 'xyz')                              # three of (S,)
+    x, y, z = (geometry[axis] / POSITION_UNIT_M for axis in 'xyz')                             # three of (S,)
     return np.stack([x, y, z, (efficiency - 1.25) / 0.25,
                      robust_scale(scattering, rows[:, 1]), robust_scale(absorption, rows[:, 2])],
                     axis=1).astype(np.float32)                                                  # (S, 6)

@@ -18,8 +18,8 @@ import pandas as pd
 
 from .angles import direction_from_angles
 from .detector import SPEED_OF_LIGHT_M_PER_NS
-from .light import (CASCADE_YIELD, TRACK_M_PER_GEV, TRACK_YIELD, DetectorArray, LightSources,
-                                      expected_light, pairs_in_reach)
+from .light import (CASCADE_YIELD, TRACK_M_PER_GEV, TRACK_YIELD, DetectorArray,
+                                      LightSources, expected_light, pairs_in_reach)
 
 # %% ../../nbs/appendix/events.ipynb #89d8802d
 NOISE_HZ = 540.                               # random pulses a sensor and second
@@ -354,7 +354,8 @@ def event_rows(
     i = np.flatnonzero(kept)
     return pd.DataFrame({'azimuth': nu.azimuth[i], 'zenith': nu.zenith[i],
                          'pulses': np.bincount(pulses.event, minlength=len(kept))[i],
-                         'kind': np.where(nu.is_track[i], 'track', 'cascade'), 'energy_gev': nu.energy_gev[i]})
+                         'kind': np.where(nu.is_track[i], 'track', 'cascade'),
+                         'energy_gev': nu.energy_gev[i]})
 
 # %% ../../nbs/appendix/events.ipynb #3bad4799
 def simulate_events(
@@ -371,8 +372,8 @@ def simulate_events(
             raise ValueError(f'geometry: {have} of {tried} neutrinos trigger; place the sensors closer')
         number = np.cumsum(kept) - 1 + have                                # running number of each kept event
         frames.append(pd.DataFrame({
-            'event': number[pulses.event], 'sensor_id': pulses.sensor.astype(np.int16), 'time': pulses.time_ns,
-            'charge': rounded_charges(pulses.charge_pe), 'auxiliary': ~not_auxiliary}))
+            'event': number[pulses.event], 'sensor_id': pulses.sensor.astype(np.int16),
+            'time': pulses.time_ns, 'charge': rounded_charges(pulses.charge_pe), 'auxiliary': ~not_auxiliary}))
         truths.append(event_rows(nu, pulses, kept))
         have += len(truths[-1])
     frame, truth = pd.concat(frames, ignore_index=True), pd.concat(truths, ignore_index=True)

@@ -21,7 +21,7 @@ from .detector import (REFRACTIVE_INDEX, SPEED_OF_LIGHT_M_PER_NS, check_geometry
 CHERENKOV_COSINE = 1 / REFRACTIVE_INDEX       # of the angle between the particle and its light
 CHERENKOV_SINE = float(np.sqrt(1 - CHERENKOV_COSINE**2))
 CHERENKOV_TANGENT = CHERENKOV_SINE / CHERENKOV_COSINE
-TRACK_YIELD = 30.                             # photoelectrons x metre: a bare muon track from 1 m, no ice (chosen)
+TRACK_YIELD = 30.                             # photoelectrons x metre: a muon seen from 1 m, no ice (chosen)
 TRACK_M_PER_GEV = 5.3                         # a cascade of 1 GeV shines like so many metres of track
 CASCADE_YIELD = TRACK_YIELD * CHERENKOV_SINE * TRACK_M_PER_GEV / 2  # photoelectrons x metre^2 a GeV
 
