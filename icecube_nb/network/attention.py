@@ -204,13 +204,15 @@ class Backend:
     prepare: Callable[[Tensor, np.ndarray], object] # offsets and host lengths to what all layers share
     attend: Callable[[Tensor, Tensor, Tensor, object], Tensor] # query, key, value (N, H, D/H) and that
     missing: Callable[[Place], str] = lambda place: '' # why it does not run there, or nothing
+    one_graph: bool = False # whether torch.compile makes one graph for batches of any shape
 
 BACKENDS = {
     'varlen': Backend(kernel_pieces, partial(attention_by_offsets, varlen_kernel),
-                      lambda place: flash_missing(place, 'torch.nn.attention.varlen', 'needs torch 2.10 or newer')),
+                      lambda place: flash_missing(place, 'torch.nn.attention.varlen', 'needs torch 2.10 or newer'), one_graph=True),
     'flash': Backend(kernel_pieces, partial(attention_by_offsets, flash_kernel),
-                     lambda place: flash_missing(place, 'flash_attn', 'needs the package; pip install flash-attn')),
-    'efficient': Backend(kernel_pieces, partial(attention_by_offsets, efficient_kernel), efficient_missing),
+                     lambda place: flash_missing(place, 'flash_attn', 'needs the package; pip install flash-attn'), one_graph=True),
+    'efficient': Backend(kernel_pieces, partial(attention_by_offsets, efficient_kernel), efficient_missing,
+                         one_graph=True),
     'sdpa': Backend(find_length_runs, attention_runs),
     'loop': Backend(lambda offsets, lengths: offsets, attention_loop)}
 AUTOMATIC = ('varlen', 'flash', 'efficient', 'sdpa') # what `auto` tries on a GPU, in this order

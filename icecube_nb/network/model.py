@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TIME_UNIT_M', 'POOLINGS', 'Block', 'feature_columns', 'pick', 'rotary_angles', 'rotate', 'swap_halves',
            'NormaliseAndRotate', 'event_index', 'MeanPool', 'AttentionPool', 'build_pooling', 'event_summary',
-           'full_precision', 'block_dtype', 'Model', 'compiled_compute', 'init_weights', 'count_parameters',
-           'load_weights']
+           'full_precision', 'block_dtype', 'needed_features', 'compute_answers', 'compiled_answers', 'Model',
+           'init_weights', 'count_parameters', 'load_weights']
 
 # %% ../../nbs/02_model.ipynb #9a6e91ae
 import math
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import ModelConfig
-from ..data.pulses import feature_names
+from ..data.pulses import columns, feature_names
 from .attention import (BACKENDS, attend_in_one_dtype, choose_backend, host_lengths,
                                           logit_bound)
 from .heads import Output, activation, heads_of, output_layers, run_heads
-from ..physics.detector import POSITION_UNIT_M
+from ..physics.detector import CENTRED_POSITION_UNIT_M, POSITION_UNIT_M, TIME_UNIT_NS
 
 # %% ../../nbs/02_model.ipynb #155b0539
 class Block(nn.Module):
@@ -63,29 +63,25 @@ TIME_UNIT_M = 9000.0   # light goes 8,994 m in TIME_UNIT_NS; trained networks de
 def feature_columns(feature_set: str # a key of `pulses.FEATURE_SETS`
     ) -> dict[str, int]: # name of a feature to its column
     "Where each feature of a set stands."
-    return {name: column for column, name in enumerate(feature_names(feature_set))}
+    return {name: number for number, name in enumerate(feature_names(feature_set))}
 
 def pick(features: Tensor, # (N, F)
-         columns: Mapping[str, int], # of `feature_columns`
+         where: Mapping[str, int], # of `feature_columns`
          *names: str
     ) -> Tensor: # (N, len(names))
-    "Columns by name; ValueError for a feature that the set does not have."
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise ValueError(f'the network needs the feature {missing[0]}, and model.features has only '
-                         f'{", ".join(columns)}')
-    return torch.stack([features[:, columns[name]] for name in names], 1)
+    "Columns by name."
+    return torch.stack([features[:, where[name]] for name in names], 1)
 
 # %% ../../nbs/02_model.ipynb #0d5a0001
 def rotary_angles(features: Tensor, # (N, F)
                   size: int, # D/H, a multiple of 8
-                  columns: Mapping[str, int] # of `feature_columns`
+                  where: Mapping[str, int] # of `feature_columns`
     ) -> tuple[Tensor, Tensor]: # cosine and sine (N, 1, D/2H)
     "An angle for each pair of numbers of a query: time, x, y, z at D/8H scales each."
     if size % 8:
         raise ValueError(f'rotary positions need model.width/model.heads as a multiple of 8, not {size}')
-    place = torch.cat([pick(features, columns, 'time')*TIME_UNIT_M,
-                       pick(features, columns, 'x', 'y', 'z')*POSITION_UNIT_M], 1).float()      # (N, 4) metres
+    place = torch.cat([pick(features, where, 'time')*TIME_UNIT_M,
+                       pick(features, where, 'x', 'y', 'z')*POSITION_UNIT_M], 1).float()      # (N, 4) metres
     scale = 25*64**torch.linspace(0, 1, size//8, device=features.device)               # 25 m to 1600 m
     angle = (place[:, :, None]/scale).flatten(1)[:, None]                              # (N, 1, D/2H)
     return angle.cos(), angle.sin()
@@ -192,25 +188,26 @@ def build_pooling(config: ModelConfig) -> nn.Module:
 # %% ../../nbs/02_model.ipynb #e0673bb3
 def event_summary(features: Tensor, # (N, F)
                   offsets: Tensor, # (B+1,)
-                  columns: Mapping[str, int] # of `feature_columns`
+                  where: Mapping[str, int] # of `feature_columns`
     ) -> Tensor: # (B, 14) line fit, centre, extent and size of each event's non-auxiliary pulses
     "Least-squares line through the pulses, and the moments it is made of (features as in `pulses`)."
+    side = POSITION_UNIT_M/CENTRED_POSITION_UNIT_M
     event, zero = event_index(offsets, len(features)), features.new_zeros(len(offsets) - 1, 1)
     def total(x):
         return zero.new_zeros(len(zero), x.shape[1]).index_add_(0, event, x)  # (N, C) -> (B, C)
-    not_auxiliary = (pick(features, columns, 'auxiliary') < 0).to(features.dtype)       # (N, 1)
+    not_auxiliary = (pick(features, where, 'auxiliary') < 0).to(features.dtype)         # (N, 1)
     count = total(not_auxiliary)
     weight = torch.where(count[event] > 0, not_auxiliary, torch.ones_like(not_auxiliary))
     size = total(weight).clamp(min=1)                                                   # (B, 1)
-    place = torch.cat([pick(features, columns, 'time')*30,
-                       pick(features, columns, 'x', 'y', 'z')*2.5], 1)                  # (N, 4) us, 200 m
+    place = torch.cat([pick(features, where, 'time')*(TIME_UNIT_NS/1e3),
+                       pick(features, where, 'x', 'y', 'z')*side], 1)                   # (N, 4) us, 200 m
     centre = total(weight*place)/size                                                   # (B, 4)
     place = place - centre[event]
     extent = total(weight*place**2)/size                                                # (B, 4)
     along = total(weight*place[:, :1]*place[:, 1:])/size/(extent[:, :1] + 1e-3)         # (B, 3) 200 m/us
     speed = (along.pow(2).sum(1, keepdim=True) + 1e-6).sqrt()
-    charge = total(weight*10**(3*pick(features, columns, 'charge').clamp(max=2)))                        # (B, 1) in pe
-    return torch.cat([along/speed, speed.log1p(), centre[:, 1:]/2.5, (extent + 1e-3).log()/3,
+    charge = total(weight*10**(3*pick(features, where, 'charge').clamp(max=2)))         # (B, 1) in pe
+    return torch.cat([along/speed, speed.log1p(), centre[:, 1:]/side, (extent + 1e-3).log()/3,
                       count.log1p()/3, offsets.diff()[:, None].log1p()/3, charge.log1p()/3], 1) # (B, 14)
 
 # %% ../../nbs/02_model.ipynb #19e2df05
@@ -225,6 +222,38 @@ def block_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
+# %% ../../nbs/02_model.ipynb #0d5a0005
+def needed_features(config: ModelConfig) -> list[str]:
+    "The features that a network asks for by name, beside those that its input layer takes as they come."
+    names = ['time', 'x', 'y', 'z'] if config.rotary or config.event_summary else []
+    return [*names, 'charge', 'auxiliary'] if config.event_summary else names
+
+# %% ../../nbs/02_model.ipynb #0d5a0004
+def compute_answers(model: 'Model', features: Tensor, offsets: Tensor, # (N, F), (B+1,)
+                    backend_attend: Callable, shared: object # of a `Backend`, and what it prepared
+    ) -> dict[str, Tensor]: # name to (B, ...), the pooled vector first
+    "The work of `Model` on the device: one graph for torch.compile."
+    def attend(q, k, v):
+        if model.logit_bounds is not None and len(q):
+            event = event_index(offsets, len(q))
+            model.logit_bounds.append(logit_bound(q, k, event, len(offsets) - 1))
+        return attend_in_one_dtype(backend_attend, q, k, v, shared)
+    with full_precision(features):
+        x = model.input(features)                                                       # (N, D)
+        angles = rotary_angles(features, model.rotary_size, model.where) if model.rotary_size else None
+    for block in model.blocks:
+        x = block(x, attend, angles)                                                    # (N, D)
+    with full_precision(features):
+        pooled = model.pool(x, offsets)                                                 # (B, D)
+        if model.summary is not None:
+            pooled = pooled + model.summary(event_summary(features, offsets, model.where))
+        return run_heads(model, model.output_layers, pooled)
+
+@cache
+def compiled_answers() -> Callable:
+    "`compute_answers` by torch.compile, for batches of any shape."
+    return torch.compile(compute_answers, dynamic=True)
+
 # %% ../../nbs/02_model.ipynb #dfdb5d24
 class Model(nn.Module):
     "Self-attention encoder over the pulses of an event, and the heads that `config.outputs` names."
@@ -232,13 +261,16 @@ class Model(nn.Module):
                  backend: str = 'auto' # of attention: `auto` or a key of `attention.BACKENDS`
         ):
         super().__init__()
-        c, self.backend, self.compiled = config, backend, False
-        self.logit_bounds: list[Tensor]|None = None # a list notes the largest score a layer can have had
-        self.columns = feature_columns(c.features)
-        self.rotary_size = c.width//c.heads if c.rotary else 0     # numbers of a head that rotary positions turn
+        c, self.backend = config, backend
+        self.compiled = False                               # True: run by torch.compile, where the backend can
+        self.logit_bounds: list[Tensor]|None = None         # a list: each layer adds the bound of its scores
         if c.width % c.heads:
             raise ValueError(f'model.width {c.width} must be a multiple of model.heads {c.heads}')
-        self.input = nn.Linear(len(self.columns), c.width)
+        self.head_size = c.width//c.heads                   # D/H
+        self.rotary_size = self.head_size if c.rotary else 0 # numbers of a head that rotary positions turn
+        self.where = feature_columns(c.features)
+        columns(c.features, *needed_features(c))            # an error if one is missing
+        self.input = nn.Linear(len(self.where), c.width)
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.activation, c.qk_norm) for _ in range(c.layers))
         self.pool = build_pooling(c)
         self.summary = nn.Linear(14, c.width) if c.event_summary else None
@@ -252,35 +284,12 @@ class Model(nn.Module):
                 offsets: Tensor, # (B+1,) first row of each event, and N
                 lengths: np.ndarray|None = None # (B,) on the host; None: read from `offsets`, a wait on a GPU
         ) -> Output:
-        size = self.input.out_features//self.blocks[0].heads if len(self.blocks) else 8
-        name, _ = choose_backend(self.backend, features.device, block_dtype(features), size)
-        shared = BACKENDS[name].prepare(offsets, host_lengths(offsets, lengths))
-        compute = compiled_compute() if self.compiled and self.logit_bounds is None else Model.compute
-        return Output(compute(self, features, offsets, BACKENDS[name].attend, shared))
-
-    def compute(self, features: Tensor, offsets: Tensor, # as in `forward`
-                backend_attend: Callable, shared: object # of a `Backend`, and what it prepared
-        ) -> dict[str, Tensor]:
-        "All that runs on the device: one graph for `torch.compile`."
-        def attend(q, k, v):
-            if self.logit_bounds is not None and len(q):
-                self.logit_bounds.append(logit_bound(q, k, event_index(offsets, len(q)), len(offsets) - 1))
-            return attend_in_one_dtype(backend_attend, q, k, v, shared)
-        with full_precision(features):
-            x = self.input(features)                                                    # (N, D)
-            angles = rotary_angles(features, self.rotary_size, self.columns) if self.rotary_size else None # (N, 1, D/2H) twice
-        for block in self.blocks:
-            x = block(x, attend, angles)                                                # (N, D)
-        with full_precision(features):
-            pooled = self.pool(x, offsets)                                              # (B, D)
-            if self.summary is not None:
-                pooled = pooled + self.summary(event_summary(features, offsets, self.columns))
-            return run_heads(self, self.output_layers, pooled)
-
-@cache
-def compiled_compute() -> Callable:
-    "`Model.compute` by torch.compile, for batches of any shape."
-    return torch.compile(Model.compute, dynamic=True)
+        name, _ = choose_backend(self.backend, features.device, block_dtype(features), self.head_size)
+        backend = BACKENDS[name]
+        shared = backend.prepare(offsets, host_lengths(offsets, lengths))
+        by_compiler = self.compiled and backend.one_graph and self.logit_bounds is None
+        compute = compiled_answers() if by_compiler else compute_answers
+        return Output(compute(self, features, offsets, backend.attend, shared))
 
 # %% ../../nbs/02_model.ipynb #76edef8d
 def init_weights(model: Model) -> None:
