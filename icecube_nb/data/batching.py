@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..core.config import DataConfig
-from .packed import PackedBatch, load_packed
-from .pulses import choose_rows, pulse_features, ranges, select_pulses, token_lengths
+from .packed import PackedBatch, load_packed, range_rows
+from .pulses import choose_rows, pulse_features, select_pulses, token_lengths
 
 # %% ../../nbs/01b_batching.ipynb #0f3136e2
 def batches_by_pulses(lengths: np.ndarray, # (E,) pulses of each event after thinning
@@ -97,7 +97,7 @@ def subset_draws(key: int, # 0 to 2^63
                  lengths: np.ndarray # (B,) pulses of each
     ) -> np.ndarray: # (lengths.sum(),) float32 in [0, 1)
     "A random number a pulse that depends on key, event and place alone (SplitMix64, Steele et al. 2014)."
-    place = ranges(np.zeros_like(lengths), lengths).astype(np.uint64)             # (N,) 0, 1, 2, ... in each
+    place = range_rows(np.zeros_like(lengths), lengths).astype(np.uint64)             # (N,) 0, 1, 2, ... in each
     x = (np.repeat(events, lengths).astype(np.uint64) << np.uint64(32)) + place
     x = x*np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     x = (x ^ (x >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
@@ -114,12 +114,12 @@ def make_batch(packed: PackedBatch, # an open file
     ) -> EventBatch: # events in the order of their length
     "Gather `events`, merge and thin their pulses, compute the numbers of each pulse."
     lengths = packed.lengths[events]
-    pulses = packed.pulses[ranges(packed.offsets[events], lengths)]              # (M, 3)
+    pulses = packed.pulses[range_rows(packed.offsets[events], lengths)]              # (M, 3)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     pulses, offsets, more = choose_rows(pulses, offsets, sensors, feature_set)
     lengths = np.diff(offsets)
     order = np.argsort(np.minimum(lengths, max_pulses), kind='stable')
-    rows, events, lengths = ranges(offsets[:-1][order], lengths[order]), events[order], lengths[order]
+    rows, events, lengths = range_rows(offsets[:-1][order], lengths[order]), events[order], lengths[order]
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     if (lengths > max_pulses).any(): # sorted by what is kept, so not the last alone
         draws = subset_draws(rng.integers(1 << 63), events, lengths)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..physics.detector import ICE_FILE, read_geometry
+from ..physics.detector import ICE_FILE, MAX_SENSORS, read_geometry
 from .competition import (ANGLES, check_angles, compare_event_ids, folder_ice, meta_rows,
                                          open_parquet, read_pieces, split_train_meta, to_numpy)
 from .packed import read_batch
@@ -121,7 +121,7 @@ def folder_faults(data: str|Path, # competition files
                   progress: Callable[[int, int, str], None]|None = None # batches done, all, file
     ) -> Iterator[Fault]:
     "All faults of a folder, file after file, in bounded memory; nothing is written to it."
-    data, sensors, test_ids = Path(data), 1 << 15, []
+    data, sensors, test_ids = Path(data), MAX_SENSORS, []
     try:
         sensors = len(read_geometry(data/'sensor_geometry.csv'))
     except (ValueError, OSError) as e:

@@ -30,7 +30,7 @@ from .angle_bins import AngleBins, fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
 from .packed import load_packed, read_batch, to_float32, write_packed
-from ..physics.detector import ICE_FILE, ice_of_text, describe_ice, read_geometry, sensor_features
+from ..physics.detector import ICE_FILE, MAX_SENSORS, ice_of_text, describe_ice, read_geometry, sensor_features
 from ..training.checkpoints import find_checkpoint
 
 # %% ../../nbs/01_preprocess.ipynb #572a3853
@@ -296,8 +296,8 @@ def prepare(data: str|Path, # competition files
     data, skip = Path(data), on_bad_event == 'skip'
     if on_bad_event not in ('error', 'skip'):
         raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
-    if len(read_geometry(data/'sensor_geometry.csv')) > 1 << 15: # also raises for a bad one
-        raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
+    if len(read_geometry(data/'sensor_geometry.csv')) > MAX_SENSORS: # also raises for a bad one
+        raise ValueError(f'{data/"sensor_geometry.csv"} has more than {MAX_SENSORS:,} sensors; they cannot be packed')
     folder_ice(data)                                                # raises for a bad one
     folder = Path(cache) if cache else packed_folder(data)
     with locked(folder, progress):

@@ -9,7 +9,7 @@ __all__ = ['SUMMARIES', 'line_fit_packed', 'event_summaries', 'summaries_of', 'm
 import numpy as np
 import pandas as pd
 
-from ..data.packed import PackedBatch, decode_charge, decode_time, load_packed
+from ..data.packed import PackedBatch, auxiliary_of, decode_charge, decode_time, sensor_of, load_packed
 from ..data.prepare import Prepared
 from .evaluate import constant_guess, line_fit, line_fit_velocity
 from ..physics.angles import angles_from_direction, angular_error, direction_from_angles
@@ -25,8 +25,8 @@ def line_fit_packed(packed: PackedBatch, position_m: np.ndarray, # (S, 3)
         stop = min(start + chunk, len(packed))
         offsets = packed.offsets[start:stop + 1]
         pulses = packed.pulses[offsets[0]:offsets[-1]]                                      # (N, 3)
-        out[start:stop] = line_fit(time_ns[pulses[:, 1]], position_m[pulses[:, 0] & 0x7fff],
-                                   offsets - offsets[0], (pulses[:, 0] >> 15) == 0)
+        out[start:stop] = line_fit(time_ns[pulses[:, 1]], position_m[sensor_of(pulses[:, 0])],
+                                   offsets - offsets[0], auxiliary_of(pulses[:, 0]) == 0)
     return out
 
 # %% ../../nbs/appendix/event_summaries.ipynb #d0e51a02
@@ -53,9 +53,9 @@ def summaries_of(pulses: np.ndarray, # (N, 3) uint16 as packed
     ) -> dict[str, np.ndarray]: # the columns of `SUMMARIES`, each (B,)
     "The summaries of events that fit into memory."
     B, lengths = len(offsets) - 1, np.diff(offsets)
-    event, sensor = np.repeat(np.arange(B), lengths), (pulses[:, 0] & 0x7fff).astype(np.int64)      # (N,)
+    event, sensor = np.repeat(np.arange(B), lengths), sensor_of(pulses[:, 0]).astype(np.int64)      # (N,)
     total = lambda x: np.bincount(event, x, minlength=B)                                        # (N,) -> (B,)
-    auxiliary, position = pulses[:, 0] >> 15 == 1, position_m[sensor]                           # (N,), (N, 3)
+    auxiliary, position = auxiliary_of(pulses[:, 0]) == 1, position_m[sensor]                   # (N,), (N, 3)
     own = np.where(auxiliary, 0.0, 1.0)
     own[(total(own) == 0)[event]] = 1.0                         # only auxiliary pulses: better than none
     share = own/np.maximum(total(own), 1)[event]
