@@ -1,25 +1,32 @@
-"""`make test`: the checks of the repository, and every notebook's cells as tests. `--help` says more."""
+"""`make test`: the checks of the repository, and `nbdev_test` over the notebooks. `--help` says more.
+
+The notebooks are run by `nbdev_test` itself, so a bare `nbdev_test` and `make test` cannot differ. This file
+only starts it, shows what it writes, and counts what passed.
+"""
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import repo_checks
 
 ROOT = Path(__file__).resolve().parents[1]
-SKIPPED = 77                # exit status of a notebook whose front matter says skip_exec
-MAX_ERROR_LINES = 25        # how much of a traceback is shown, from its end
+STARTED = re.compile(r'Starting (.+?\.ipynb)')              # what nbdev_test prints with --do_print; lines of
+COMPLETED = re.compile(r'- Completed (.+?\.ipynb)')         # two workers may run together
+FAILED_HEADING = 'nbdev Tests Failed On The Following Notebooks:'
 
 
 @dataclass
 class Result:
-    "What became of one check or notebook"
+    "What became of one check or notebook."
     name: str
     seconds: float
     faults: list[str]
@@ -27,109 +34,184 @@ class Result:
 
     @property
     def status(self) -> str:
-        "One word: ok, FAIL or skip"
-        return 'skip' if self.skipped else 'FAIL' if self.faults else 'ok'
+        "One word: ok, FAIL or skip."
+        if self.skipped:
+            return 'skip'
+        return 'FAIL' if self.faults else 'ok'
 
     def __str__(self) -> str:
-        "One line, and the faults below it"
-        lines = [f'{self.status:4}  {self.name:<16}  {self.seconds:5.1f} s']
-        return '\n'.join(lines + ['      ' + line for fault in self.faults for line in fault.splitlines()])
+        "One line, and the faults below it."
+        lines = [f'{self.status:4}  {self.name:<20}  {self.seconds:5.1f} s']
+        lines += ['      ' + line for fault in self.faults for line in fault.splitlines()]
+        return '\n'.join(lines)
 
+
+# ---- the checks of the repository ----
 
 def run_check(name: str, check: Callable[[Path], list[str]], root: Path) -> Result:
-    "One check of the repository, timed; a check that breaks is a fault like any other"
+    "Run one check of the repository and time it. A check that breaks is a fault like any other."
     start = time.monotonic()
-    try: faults = check(root)
-    except Exception as error: faults = [f'the check itself broke: {type(error).__name__}: {error}']
+    try:
+        faults = check(root)
+    except Exception as error:
+        faults = [f'the check itself broke: {type(error).__name__}: {error}']
     return Result(name, time.monotonic() - start, faults)
 
 
-def run_notebook(path: Path, root: Path, flags: Iterable[str] = (), timeout_s: int = 900) -> Result:
-    "One notebook's cells in a process of its own, with one thread for the numerics"
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
-    command = [sys.executable, __file__, '--worker', str(path), '--root', str(root), '--flags', *flags]
-    start = time.monotonic()
-    try: done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        return Result(path.stem, timeout_s, [f'not done after {timeout_s} s; mend: less work, or --timeout'])
-    faults = [] if done.returncode in (0, SKIPPED) else [error_end(done.stdout + done.stderr)]
-    if done.returncode < 0: faults.append(f'the process was ended by signal {-done.returncode}')
-    return Result(path.stem, time.monotonic() - start, faults, done.returncode == SKIPPED)
-
-
-def error_end(text: str) -> str:
-    "The end of what a failed notebook wrote, without colours"
-    lines = re.sub(r'\x1b\[[0-9;]*m', '', text).strip().splitlines()
-    return '\n'.join(lines[-MAX_ERROR_LINES:]) or 'no message'
-
-
-def worker(path: Path, root: Path, flags: list[str]) -> int:
-    "Run one notebook through nbdev in this process, and return the exit status"
-    os.chdir(root)                                                      # nbdev looks for settings.ini here
-    from nbdev.test import test_nb
-    passed, seconds = test_nb(path, skip_flags=repo_checks.test_flags(root), force_flags=flags, basepath=root)
-    return SKIPPED if passed and not seconds else int(not passed)       # nbdev's mark of skip_exec: no time
-
-
-def all_jobs(args: argparse.Namespace) -> dict[str, Callable[[], Result]]:
-    "Everything that can be run, name -> a call that runs it"
-    import self_test
-    checks = repo_checks.CHECKS | {'self-test': self_test.run}
-    jobs = {name: lambda n=name, c=check: run_check(n, c, args.root) for name, check in checks.items()}
-    for path in repo_checks.notebooks(args.root):
-        jobs[path.stem] = lambda p=path: run_notebook(p, args.root, args.flags, args.timeout)
-    return jobs
-
-
-def chosen(names: list[str], jobs: dict) -> dict:
-    "The jobs that `names` name (a check, or a notebook as name, file or path); all without names"
-    wanted = [Path(name).name.removesuffix('.ipynb') for name in names]
-    unknown = [name for name in wanted if name not in jobs]
-    if unknown: sys.exit(f'no check or notebook is called {", ".join(unknown)}; there are: {", ".join(jobs)}')
-    return {name: jobs[name] for name in wanted or jobs}
-
-
-def run_all(jobs: dict[str, Callable[[], Result]], workers: int) -> list[Result]:
-    "Run the jobs, `workers` at a time, and print each result as it comes"
+def run_checks(checks: dict[str, Callable[[Path], list[str]]], root: Path, workers: int) -> list[Result]:
+    "Run the checks, `workers` at a time, and print each result as it comes."
     results = []
     with ThreadPoolExecutor(workers) as pool:
-        for future in as_completed([pool.submit(job) for job in jobs.values()]):
-            results.append(future.result())
+        jobs = [pool.submit(run_check, name, check, root) for name, check in checks.items()]
+        for job in as_completed(jobs):
+            results.append(job.result())
             print(results[-1], flush=True)
     return results
 
 
+# ---- the notebooks ----
+
+@dataclass
+class NotebookLog:
+    "What `nbdev_test` has written so far: when each notebook started and ended, and which ones failed."
+    started: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    in_failed_list: bool = False
+
+    def read(self, line: str) -> None:
+        "Take note of one line."
+        now = time.monotonic()
+        self.started |= {Path(path).stem: now for path in STARTED.findall(line)}
+        self.ended |= {Path(path).stem: now for path in COMPLETED.findall(line)}
+        if line == FAILED_HEADING:
+            self.in_failed_list = True
+        elif self.in_failed_list and line.endswith('.ipynb'):
+            self.failed.add(Path(line.strip()).stem)
+
+    def seconds(self, name: str) -> float:
+        "How long the notebook ran; up to now if it has not ended."
+        if name not in self.started:
+            return 0.0
+        return self.ended.get(name, time.monotonic()) - self.started[name]
+
+    def result(self, name: str, complete: bool) -> Result:
+        """What became of the notebook.
+
+        `complete` says that `nbdev_test` came to its end; a notebook that did not start was then skipped.
+        """
+        faults = []
+        if name in self.failed:
+            faults = ['a cell failed; nbdev_test shows the error above']
+        elif name in self.started and name not in self.ended:
+            faults = ['it started and did not end']
+        elif name not in self.started and not complete:
+            faults = ['it did not start']
+        return Result(name, self.seconds(name), faults, skipped=name not in self.started and not faults)
+
+
+def nbdev_command(names: list[str], flags: Iterable[str], workers: int, everything: bool) -> list[str]:
+    "The `nbdev_test` command for these notebooks. A pattern narrows it down unless `everything` is to run."
+    program = Path(sys.executable).with_name('nbdev_test')
+    command = [str(program), '--n_workers', str(workers), '--do_print', '--flags', ' '.join(flags)]
+    if not everything:
+        command += ['--file_re', rf'^({"|".join(re.escape(name) for name in names)})\.ipynb$']
+    return command
+
+
+def end_group(process: subprocess.Popen) -> None:
+    "End a process together with all that it started."
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def lines_of(command: list[str], root: Path, timeout_s: float) -> Iterator[str|int]:
+    "What the command writes, line by line, and its exit status last. It is ended after `timeout_s` seconds."
+    env = os.environ | {'PYTHONUNBUFFERED': '1'}            # lines come when they are written
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors='replace', start_new_session=True)
+    alarm = threading.Timer(timeout_s, end_group, [process])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield from (line.rstrip('\n') for line in process.stdout)
+        yield process.wait()
+    finally:
+        alarm.cancel()
+        end_group(process)
+
+
+def run_notebooks(names: list[str], root: Path, flags: Iterable[str] = (), workers: int = 2,
+                  timeout_s: float = 1800, everything: bool = False,
+                  show: Callable[[str], None] = print) -> list[Result]:
+    "Run these notebooks by `nbdev_test`. What it writes is handed to `show`, line by line."
+    log = NotebookLog()
+    start = time.monotonic()
+    status = 0
+    for line in lines_of(nbdev_command(names, flags, workers, everything), root, timeout_s):
+        if isinstance(line, int):
+            status = line
+        else:
+            log.read(line)
+            show(line)
+    complete = status == 0 or bool(log.failed)
+    results = [log.result(name, complete) for name in names]
+    if not complete and not any(result.faults for result in results):
+        results.append(Result('nbdev_test', time.monotonic() - start, [f'it ended with status {status}']))
+    return results
+
+
+# ---- the command ----
+
+def chosen(names: list[str], known: list[str]) -> list[str]:
+    "The checks and notebooks that `names` names (by name, file or path); without names all that are known."
+    wanted = [Path(name).name.removesuffix('.ipynb') for name in names]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        sys.exit(f'no check or notebook is called {", ".join(unknown)}; there are: {", ".join(known)}')
+    return list(dict.fromkeys(wanted or known))
+
+
 def summary(results: list[Result]) -> str:
-    "The last line: how many passed, failed and (if any) were skipped"
+    "The last line: how many passed, failed and (if any) were skipped."
     counts = {status: sum(r.status == status for r in results) for status in ('ok', 'FAIL', 'skip')}
     skipped = f', {counts["skip"]} skipped' if counts['skip'] else ''
     return f'{counts["ok"]} passed, {counts["FAIL"]} failed{skipped}'
 
 
 def arguments() -> argparse.Namespace:
-    "The command line"
+    "The command line."
     parser = argparse.ArgumentParser(description='Check the repository and run all notebooks as tests.')
     add = parser.add_argument
     add('names', nargs='*', help='run only these checks and notebooks, e.g. layers 01_preprocess')
     add('--flags', nargs='*', default=[], help='run cells with these test flags too, e.g. --flags slow')
     add('--workers', type=int, default=2, help='how many run at a time (default: 2)')
-    add('--timeout', type=int, default=900, help='seconds a notebook may take (default: 900)')
+    add('--timeout', type=int, default=1800, help='seconds that all notebooks may take (default: 1800)')
     add('--self-test', action='store_true', help='only see that each check can fail')
     add('--root', type=Path, default=ROOT, help=argparse.SUPPRESS)
-    add('--worker', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.root = args.root.resolve()
     return args
 
 
 def main() -> int:
-    "Run what was asked for, print one line each and the count; 1 if anything failed"
+    "Run what was asked for, print a line for each and the count. The exit status is 1 if anything failed."
+    import self_test
     args = arguments()
-    if args.worker: return worker(args.worker.resolve(), args.root, args.flags)
-    names = args.names + ['self-test'] * args.self_test
-    results = run_all(chosen(names, all_jobs(args)), args.workers)
+    checks = repo_checks.CHECKS | {'self-test': self_test.run}
+    notebooks = [path.stem for path in repo_checks.notebooks(args.root)]
+    names = chosen(args.names + ['self-test'] * args.self_test, [*checks, *notebooks])
+    to_run = [name for name in notebooks if name in names]
+    results = run_checks({n: check for n, check in checks.items() if n in names}, args.root, args.workers)
+    if to_run:
+        found = run_notebooks(to_run, args.root, args.flags, args.workers, args.timeout, to_run == notebooks)
+        print(*found, sep='\n', flush=True)
+        results += found
     print(summary(results), flush=True)
-    return int(any(r.faults for r in results))
+    return int(any(result.faults for result in results))
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -144,9 +144,12 @@ CASES = [                           # the check, what its fault must name, the b
 # ---- the test ----
 
 def faults_of(name: str, root: Path, flags: tuple = ()) -> list[str]:
-    "What the check `name` finds at `root`; 'notebook' runs the notebook"
+    "What the check `name` finds at `root`; 'notebook' runs the notebook, and names a failed cell's error"
     if name == 'notebook':
-        return check.run_notebook(root/NOTEBOOK, root, flags).faults
+        written = []
+        results = check.run_notebooks([Path(NOTEBOOK).stem], root, flags, workers=1, show=written.append)
+        faults = [fault for result in results for fault in result.faults]
+        return faults + written if faults else []
     return check.run_check(name, repo_checks.CHECKS[name], root).faults
 
 
