@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import cache_folder
-from .storage import file_checksum, locked, read_note, writing, written_whole
+from .storage import TEMPORARY, file_checksum, locked, read_note, writing, written_whole
 
 # %% ../../nbs/appendix/outputs.ipynb #80c27466
 def expand(path: str|Path) -> Path:
@@ -229,7 +229,7 @@ def check_folder(path: str|Path, # to be filled
         check_parent(target)
         return target
     with writing(path):
-        names = sorted(p.name for p in target.iterdir())
+        names = sorted(p.name for p in target.iterdir() if not TEMPORARY.fullmatch(p.name))
     if names and not is_marked(target, kind) and not (recognise and recognise(target)):
         raise FileExistsError(f'{path} holds something else than a {kind} (such as {names[0]}); choose another '
                               'folder')
@@ -264,7 +264,7 @@ def working_folder(output: OutputFile,
     hidden = output.target.with_name(f'.{output.target.name}.parts')
     if hidden.is_symlink():
         raise FileExistsError(f'{hidden} is a link; remove it')
-    check_folder(hidden, 'parts', recognise)
+    check_folder(hidden, 'half-done prediction', recognise)
     with locked(hidden):
-        yield mark_folder(hidden, 'parts')
+        yield mark_folder(hidden, 'half-done prediction')
         shutil.rmtree(hidden, ignore_errors=True)

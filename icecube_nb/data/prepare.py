@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Job', 'read_meta', 'bad_words', 'too_many', 'read_sound', 'pack_batch', 'run_job', 'run_jobs', 'packed_folder',
-           'Prepared', 'open_prepared', 'plan_jobs', 'remove_stale', 'keep_angle_bins', 'keep_detector', 'prepare',
-           'split_batches']
+           'Prepared', 'open_prepared', 'was_prepared', 'plan_jobs', 'remove_stale', 'keep_angle_bins', 'keep_detector',
+           'prepare', 'split_batches']
 
 # %% ../../nbs/01_preprocess.ipynb #2b634a41
 import hashlib
@@ -25,12 +25,13 @@ import numpy as np
 
 from ..core.config import Config, DataConfig, cache_folder, from_json
 from ..core.progress import end_with_parent
+from ..core.outputs import check_folder, mark_folder
 from ..core.storage import fingerprint, locked, read_note, remove_leftovers, written_whole
 from .angle_bins import AngleBins, fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
-from .packed import load_packed, read_batch, to_float32, write_packed
-from ..physics.detector import ICE_FILE, MAX_SENSORS, ice_of_text, describe_ice, read_geometry, sensor_features
+from .packed import is_packed, load_packed, read_batch, to_float32, write_packed
+from ..physics.detector import ICE_FILE, ice_of_text, describe_ice, read_geometry, sensor_features
 from ..training.checkpoints import find_checkpoint
 
 # %% ../../nbs/01_preprocess.ipynb #572a3853
@@ -95,6 +96,8 @@ def pack_batch(job: Job
     if not job.source.is_file():
         raise FileNotFoundError(f'{job.source} does not exist, but the meta file lists batch {job.batch_id}; '
                                 'copy it there, or name the batches to prepare')
+    if job.target.exists() and job.target.stat().st_size and not is_packed(job.target):
+        raise FileExistsError(f'{job.target} exists and is no packed batch; move it away')
     meta, began = read_meta(job.meta), time.perf_counter()
     detector = job.geometry.read_bytes() + folder_ice(job.geometry.parent).encode()
     made_of = fingerprint(job.split, job.source, detector,
@@ -109,7 +112,8 @@ def pack_batch(job: Job
     try:
         (offsets, codes, first_time, left_out), bad = read_sound(job, meta)
     except ValueError:
-        job.target.unlink(missing_ok=True)
+        if is_packed(job.target):
+            job.target.unlink()
         raise
     unknown = np.full(len(first_time), np.nan)
     write_packed(job.target, meta['event_id'], to_float32(meta.get('azimuth', unknown), 2*np.pi),
@@ -225,6 +229,12 @@ def open_prepared(folder: str|Path # a folder that `prepare` filled
              for split in ('train', 'test')}
     return Prepared(folder, *(dict(sorted(f.items())) for f in found.values()), folder/'sensor_geometry.csv')
 
+# %% ../../nbs/01_preprocess.ipynb #1b74c77f
+def was_prepared(folder: Path) -> bool:
+    "Whether `prepare` has noted in a folder what it made there."
+    notes = (*(folder/'meta').glob('*.json'), folder/'angle_bins_128.json')
+    return any('fingerprint' in read_note(note) for note in notes)
+
 # %% ../../nbs/01_preprocess.ipynb #936a907c
 def plan_jobs(data: Path, folder: Path, # competition files; prepared folder
               splits: tuple[str, ...], # `train`, `test`
@@ -253,7 +263,7 @@ def remove_stale(folder: Path, # prepared folder
     targets = {job.target for job in jobs}
     for split in {job.split for job in jobs}:
         for path in (folder/split).glob('batch_*.arrow'):
-            if path not in targets:
+            if path not in targets and is_packed(path):
                 path.unlink()
 
 # %% ../../nbs/01_preprocess.ipynb #306e4c92
@@ -296,11 +306,12 @@ def prepare(data: str|Path, # competition files
     data, skip = Path(data), on_bad_event == 'skip'
     if on_bad_event not in ('error', 'skip'):
         raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
-    if len(read_geometry(data/'sensor_geometry.csv')) > MAX_SENSORS: # also raises for a bad one
-        raise ValueError(f'{data/"sensor_geometry.csv"} has more than {MAX_SENSORS:,} sensors; they cannot be packed')
+    if len(read_geometry(data/'sensor_geometry.csv')) > 1 << 15: # also raises for a bad one
+        raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
     folder_ice(data)                                                # raises for a bad one
-    folder = Path(cache) if cache else packed_folder(data)
+    folder = check_folder(cache or packed_folder(data), 'prepared folder', was_prepared)
     with locked(folder, progress):
+        mark_folder(folder, 'prepared folder')
         for place in (folder, folder/'meta', folder/'train', folder/'test'):
             remove_leftovers(place)
         keep_detector(data, folder)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..core.config import Config, override, preset
+from ..core.outputs import mark_folder
 from ..core.progress import Progress
 from ..data.batching import TrainingEvents, inference_batches, prefetch, training_steps
 from ..data.competition import find_data
@@ -29,8 +30,8 @@ from ..physics.angles import angular_error
 from .distributed import (ProcessGroup, start_process_group, stop_process_group,
                                              sum_over_processes, wait_for_all)
 from .precision import pick_device, reduced
-from .runs import (TensorBoardWriter, append_log, checkpoints, stop_requests, stopped_by,
-                                      trim_log)
+from .runs import (TensorBoardWriter, append_log, check_run, checkpoints, stop_requests,
+                                      stopped_by, trim_log)
 from .state import (State, new_state, resume_state, save_state, set_precision,
                                        starting_point)
 from .step import cpu_workers_for, train_step
@@ -210,7 +211,7 @@ def train(prepared: Prepared, # of `preprocess.prepare`
           processes: ProcessGroup = ProcessGroup() # of `start_process_group`
     ) -> State:
     "Train, or go on training, and leave checkpoints and log in `run`."
-    run = Path(run)
+    run = check_run(run, start_from)
     if not prepared.train:
         raise ValueError(f'{prepared.folder} has no training files; prepare a folder with train_meta.parquet')
     train_ids, validation_ids = split_batches(prepared.train)
@@ -221,6 +222,7 @@ def train(prepared: Prepared, # of `preprocess.prepare`
                             c.train.batch_events, c.train.seed)
     held_out = load_packed(prepared.train[validation_ids[0]]) if validation_ids else None
     check = (lambda s: validate(s, held_out, sensors)) if held_out is not None else None
+    mark_folder(run, 'run')
     return fit(state, source, run, minutes, check, progress)
 
 # %% ../../nbs/03_train.ipynb #3146df53
