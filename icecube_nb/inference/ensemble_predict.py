@@ -7,7 +7,6 @@ __all__ = ['COMBINED_PER_SECOND', 'predict_ensemble', 'answer_by_ensemble', 'dum
            'uncertainty_table']
 
 # %% ../../nbs/appendix/ensemble_predict.ipynb #f0e50003
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.storage import fingerprint, written_whole
+from ..core.outputs import check_file, check_folder, working_folder
+from ..core.storage import fingerprint
 from ..data.packed import load_packed
 from ..data.prepare import Prepared, prepare
-from .answers import Dump, fingerprint_of, open_dump, read_answers, write_answers
+from .answers import Dump, fingerprint_of, is_dump, open_dump, read_answers, write_answers
 from .ensemble import candidate_table, ensemble_answers
 from .ensemble_folder import (LoadedEnsemble, check_same_events, load_with_networks,
                                                   member_columns)
@@ -28,7 +28,7 @@ from .submission import submission_table
 # %% ../../nbs/appendix/ensemble_predict.ipynb #658a0742
 def predict_ensemble(data: str|Path, # competition-format folder with test files
                      run: str|Path, # folder of the ensemble
-                     out: str|Path = 'submission.csv', # the file to write; a richer .parquet stands beside it
+                     out: str|Path = 'submission.csv', # a .csv, with a richer .parquet beside it; or a .parquet
                      dump: str|Path|None = None, # folder that keeps the members' dumps and the final answers
                      device: str = 'auto', precision: str = 'auto',
                      batches: list[int]|None = None, # batch ids of either split; None: all test batches
@@ -36,26 +36,28 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
                      deadline: Deadline|None = None # after which something cheaper answers
     ) -> Prediction:
     "Answer all test events by all members of an ensemble and combine them; run it again to resume."
-    out, data, ready = Path(out), Path(data), load_with_networks(run, device, precision)
+    data, output, beside = Path(data), check_file(out, 'predict'), None
+    if output.suffix == '.csv' and not output.stream:
+        beside = check_file(output.path.with_suffix('.parquet'), 'predict')
+    kept = check_folder(dump, 'dump', is_dump) if dump else None
+    ready = load_with_networks(run, device, precision)
     prepared = prepare(data, batches=batches, splits=('test',) if batches is None else ('train', 'test'),
                        on_bad_event='skip')
     files = prepared.test if batches is None else prepared.train | prepared.test
     if not files:
         raise ValueError(f'{data}/test_meta.parquet lists no batches; copy it again')
-    folder = Path(dump) if dump else out.with_name(f'.{out.name}.parts')
-    finals = answer_by_ensemble(ready, files, prepared, folder, progress, deadline)
-    sample = data/'sample_submission.parquet'
-    table = submission_table(finals, sample if batches is None and sample.is_file() else None)
-    with written_whole(out) as part:
-        table.to_csv(part, index=False)
-    with written_whole(out.with_suffix('.parquet')) as part:
-        uncertainty_table(finals, table).to_parquet(part)
-    marks = [read_answers(path, ['answered', 'by_long', 'by_fallback']) for path in finals]
-    answered, by_long, by_fallback = (sum(int(m[name].sum()) for m in marks) for name in marks[0])
+    with working_folder(output, kept, is_dump) as folder:
+        finals = answer_by_ensemble(ready, files, prepared, folder, progress, deadline)
+        sample = data/'sample_submission.parquet'
+        table = submission_table(finals, sample if batches is None and sample.is_file() else None)
+        richer = uncertainty_table(finals, table)
+        output.write_table(richer if output.suffix == '.parquet' else table)
+        if beside:
+            beside.write_table(richer)
+        marks = [read_answers(path, ['answered', 'by_long', 'by_fallback']) for path in finals]
+        answered, by_long, by_fallback = (sum(int(m[name].sum()) for m in marks) for name in marks[0])
     bad = [fault for p in files.values() for fault in load_packed(p, check=False).bad_events.values()]
-    if not dump:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Prediction(out, finals if dump else [], len(table), len(table) - answered, by_long, by_fallback,
+    return Prediction(output.path, finals if dump else [], len(table), len(table) - answered, by_long, by_fallback,
                       tuple(bad))
 
 # %% ../../nbs/appendix/ensemble_predict.ipynb #3ddefcd9
