@@ -31,7 +31,7 @@ from .angle_bins import AngleBins, fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
 from .packed import is_packed, load_packed, read_batch, to_float32, write_packed
-from ..physics.detector import ICE_FILE, ice_of_text, describe_ice, read_geometry, sensor_features
+from ..physics.detector import ICE_FILE, MAX_SENSORS, ice_of_text, describe_ice, read_geometry, sensor_features
 from ..training.checkpoints import find_checkpoint
 
 # %% ../../nbs/01_preprocess.ipynb #572a3853
@@ -229,7 +229,7 @@ def open_prepared(folder: str|Path # a folder that `prepare` filled
              for split in ('train', 'test')}
     return Prepared(folder, *(dict(sorted(f.items())) for f in found.values()), folder/'sensor_geometry.csv')
 
-# %% ../../nbs/01_preprocess.ipynb #1b74c77f
+# %% ../../nbs/01_preprocess.ipynb #72adf0b2
 def was_prepared(folder: Path) -> bool:
     "Whether `prepare` has noted in a folder what it made there."
     notes = (*(folder/'meta').glob('*.json'), folder/'angle_bins_128.json')
@@ -306,8 +306,8 @@ def prepare(data: str|Path, # competition files
     data, skip = Path(data), on_bad_event == 'skip'
     if on_bad_event not in ('error', 'skip'):
         raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
-    if len(read_geometry(data/'sensor_geometry.csv')) > 1 << 15: # also raises for a bad one
-        raise ValueError(f'{data/"sensor_geometry.csv"} has more than 32,768 sensors; their code has 15 bits')
+    if len(read_geometry(data/'sensor_geometry.csv')) > MAX_SENSORS: # also raises for a bad one
+        raise ValueError(f'{data/"sensor_geometry.csv"} has more than {MAX_SENSORS:,} sensors; they cannot be packed')
     folder_ice(data)                                                # raises for a bad one
     folder = check_folder(cache or packed_folder(data), 'prepared folder', was_prepared)
     with locked(folder, progress):

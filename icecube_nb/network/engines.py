@@ -69,7 +69,7 @@ class EqualLength(nn.Module):
         equals = getattr(m.pool, 'pool_equals', None)       # a pooling may have a simpler form for one length
         pooled = equals(h) if equals else m.pool(h.flatten(0, 1), offsets)              # (b, D)
         if m.summary is not None:
-            pooled = pooled + m.summary(event_summary(x.flatten(0, 1), offsets, m.columns))
+            pooled = pooled + m.summary(event_summary(x.flatten(0, 1), offsets, m.where))
         return tuple(run_heads(m, m.output_layers, pooled).values())
 
 # %% ../../nbs/appendix/engines.ipynb #12f8e66e
@@ -115,9 +115,9 @@ def export_onnx(model: Model,
         if importlib.util.find_spec(name) is None:
             raise ImportError(f'export needs the package {name}; mend: pip install icecube-nb[export]')
     path, one_length = Path(path), EqualLength(model).eval()
-    about = {'features': model.input.in_features, 'turn': model.rotary_size, 'columns': model.columns}
+    about = {'features': model.input.in_features, 'turn': model.rotary_size, 'columns': model.where}
     rows = torch.zeros(150, about['features'])
-    inputs = (rows, *rotary_inputs(rows, model.rotary_size, model.columns))
+    inputs = (rows, *rotary_inputs(rows, model.rotary_size, model.where))
     inputs = tuple(a.unflatten(0, (3, 50)) for a in inputs)
     dims = {0: torch.export.Dim('events', max=1 << 20), 1: torch.export.Dim('pulses', max=1 << 20)}
     outputs = ['pooled', *model.output_layers]
