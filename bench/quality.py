@@ -1,8 +1,8 @@
 """Which ideas make the network more accurate? Paired training runs, one idea at a time.
 
     python bench/quality.py data                                   simulate and pack the events
-    python bench/quality.py run --arms deep no-muon --events 24000 --seeds 0 1 2
-    python bench/quality.py table --events 24000 --reference deep  differences with errors; --slices for more
+    python bench/quality.py run --arms deep no-muon --events 16000 --seeds 0 1 2
+    python bench/quality.py table --events 16000 --reference deep  differences with errors; --slices for more
     python bench/quality.py after --run FOLDER --events 40000      fine-tune a trained run; average over turns
     python bench/quality.py minutes --run FOLDER --data FOLDER --minutes 20   one long run beside the line fit
 
@@ -10,6 +10,11 @@ A run is one arm (settings that differ from a preset), one budget of events, one
 see the same events, in the same order where the batches agree, so their errors on the same test events can be
 subtracted. Each run appends one line to bench/results/quality.jsonl when it ends; a run that is in the file
 is not made again. The learning rate falls to its end within each budget.
+
+A small try that takes a minute and leaves the results alone:
+
+    python bench/quality.py run --files 3 --file-events 200 --test-events 200 --events 400 --seeds 0 \
+        --arms deep --results /dev/null
 """
 import argparse
 import copy
@@ -17,50 +22,56 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from icecube_nb.data import batching
-from icecube_nb.training import loop as train_module
-from icecube_nb.physics.angles import angles_from_direction, angular_error, direction_from_angles
-from icecube_nb.data.batching import TrainingEvents, inference_batches
 from icecube_nb.core.config import Config, cache_folder, override, preset
-from icecube_nb.training.checkpoints import load_checkpoint
-from icecube_nb.physics.detector import read_geometry, sensor_features
+from icecube_nb.core.progress import Progress
+from icecube_nb.data.batching import TrainingEvents, inference_batches
+from icecube_nb.data.packed import PackedBatch, load_packed
+from icecube_nb.data.prepare import Prepared, prepare
+from icecube_nb.data.pulses import turn_features
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
 from icecube_nb.inference.predict import answer_batch, load_predictor
 from icecube_nb.inference.summaries import method_errors
-from icecube_nb.network.losses import angle_loss, bin_loss, decode_bins, decode_vector, unit_vectors, vector_loss
+from icecube_nb.network.heads import decode_heads, loss_of_heads
 from icecube_nb.network.model import load_weights
-from icecube_nb.data.packed import PackedBatch, load_packed
-from icecube_nb.data.prepare import Prepared, prepare
-from icecube_nb.core.progress import Progress
-from icecube_nb.data.pulses import turn_angle, turn_features
+from icecube_nb.physics.angles import angles_from_direction, angular_error, direction_from_angles
+from icecube_nb.physics.detector import DETECTORS, read_geometry, sensor_features
 from icecube_nb.physics.simulate import write_dataset
+from icecube_nb.training.checkpoints import load_checkpoint
 from icecube_nb.training.loop import train
 from icecube_nb.training.state import State, make_optimiser, new_state
 
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
-FILE_EVENTS, FILES, TEST_EVENTS, SEED = 4000, 65, 5000, 7   # the default data set has another seed
+NAME_OF_HEAD = {'classes': 'bins', 'vector': 'vector'}      # in the files of results
+
+
+@dataclass(frozen=True)
+class DataSize:
+    "How many simulated events there are."
+    files: int = 65
+    file_events: int = 4000
+    test_events: int = 5000
+    seed: int = 7           # the default data set has another seed
+
 
 # an arm is a preset and what differs from it
 ARMS = {
     'published': ('small', {}),
     'deep': ('deep', {}),
-    # other rates of Muon at their peak (`deep`: 0.0025), and other sizes of a step
+    # other peak rates of Muon (`deep`: a factor of 5, which is a rate of 0.0025), and another size of a step
     'muon 0.02': ('deep', {'train.muon_lr_factor': 40}),
     'muon 0.01': ('deep', {'train.muon_lr_factor': 20}),
     'muon 0.005': ('deep', {'train.muon_lr_factor': 10}),
     'muon 0.00125': ('deep', {'train.muon_lr_factor': 2.5}),
     'batch 128': ('deep', {'train.batch_events': 128}),
-    'batch 128, rates x 1.4': ('deep', {'train.batch_events': 128, 'train.max_lr': 7e-4}),
-    'neck 256': ('deep', {'model.neck': 256}),
     # without one idea
     'no-centring': ('deep', {'model.features': 'published'}),       # neither merged nor nearby
     'no-nearby': ('deep', {'model.features': 'merged'}),
@@ -70,111 +81,95 @@ ARMS = {
     'no-qk-norm': ('deep', {'model.qk_norm': False}),
     'no-vector-head': ('deep', {'model.outputs': 'classes'}),
     'no-muon': ('deep', {'train.optimiser': 'adamw'}),
-    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
-    'muon in the necks': ('deep', {}),      # and the blocks, see `more_muon`
     # with one more
     'summary': ('deep', {'model.event_summary': True}),
-    'turned': ('deep', {}),                 # trained on turned and mirrored events, see `turned_batches`
-    # the published network with one idea
+}
+# arms that were defined but not run yet; the first three separate what `published` lacks
+WITHOUT_RESULTS = {
     'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,
                                        'train.batch_events': 64}),
     'published, batch 64, lr 1e-3': ('small', {'train.max_lr': 1e-3, 'train.batch_events': 64}),
+    'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
+    'neck 256': ('deep', {'model.neck': 256}),
 }
+# Arms in the file of results whose code is gone: `muon in the necks` (Muon for these matrices as well), those
+# named `earlier`, `line frame` and `waves`, and all that were named after `muon 0.01`, once the default
 
 
-@contextmanager
-def turned_batches(wanted: bool, seed: int):
-    "While this holds, training events are turned by a random multiple of 60 degrees, every other mirrored."
-    original, rng = batching.make_batch, np.random.default_rng([seed, 60])
-    def make(*arguments):
-        batch = original(*arguments)
-        event = np.repeat(np.arange(len(batch.event)), np.diff(batch.offsets))
-        sixths, mirror = rng.integers(6, size=len(batch.event)), rng.integers(2, size=len(batch.event)) == 1
-        features = turn_features(batch.features.numpy(), arguments[3], sixths[event], mirror[event])
-        azimuth = turn_angle(batch.azimuth.numpy(), sixths, mirror)
-        return batch._replace(features=torch.from_numpy(features), azimuth=torch.from_numpy(azimuth).float())
-    try:
-        if wanted: batching.make_batch = make
-        yield
-    finally: batching.make_batch = original
-
-
-@contextmanager
-def more_muon(wanted: bool):
-    "While this holds, Muon takes the matrices of the necks as well."
-    original = train_module.hidden_matrices
-    def with_necks(model):
-        necks = [*model.azimuth_neck.modules(), *model.zenith_neck.modules()]
-        return original(model) + [(m.weight, 1) for m in necks if isinstance(m, torch.nn.Linear)]
-    try:
-        if wanted: train_module.hidden_matrices = with_necks
-        yield
-    finally: train_module.hidden_matrices = original
-
-
-def data_folder() -> Path:
+def data_folder(size: DataSize) -> Path:
     "Where the events of this benchmark lie."
-    return cache_folder()/f'quality-{FILES}x{FILE_EVENTS}-seed{SEED}'
+    return cache_folder()/f'quality-{size.files}x{size.file_events}-seed{size.seed}'
 
 
-def arm_config(arm: str, events: int, seed: int) -> Config:
+def make_data(size: DataSize) -> Prepared:
+    "Simulate and pack the events, as far as that is not done yet."
+    folder = write_dataset(data_folder(size), size.files, size.file_events, size.seed, size.test_events)
+    return prepare(folder, workers=1)
+
+
+def arm_config(arm: str, events: int, seed: int, size: DataSize) -> Config:
     "The settings of a run: one pass over as many files as the budget of events needs."
-    name, changes = ARMS[arm]
-    one_pass = {'data.files_per_epoch': events//FILE_EVENTS, 'train.epochs': 1, 'train.seed': seed}
+    name, changes = (ARMS | WITHOUT_RESULTS)[arm]
+    one_pass = {'data.files_per_epoch': events//size.file_events, 'train.epochs': 1, 'train.seed': seed}
     return override(preset(name), changes | one_pass)
 
 
-def answers(state: State, packed: PackedBatch, sensors: np.ndarray, sixths: int = 0) -> dict[str, np.ndarray]:
-    "Unit vector of each event's answer (B, 3), by way of decoding; the events are shown turned by `sixths`."
+def answers(state: State, packed: PackedBatch, sensors: np.ndarray, turns: int = 0) -> dict[str, np.ndarray]:
+    "Direction (B, 3) that each head answers; the events are shown turned by sixths of a circle."
     c, found = state.config, {}
+    back = turns*2*np.pi/DETECTORS['icecube86'].turns
     state.model.eval()
     for batch in inference_batches(packed, sensors, c.model.features, c.data.max_pulses):
         features = batch.features
-        if sixths: features = torch.from_numpy(turn_features(features.numpy(), c.model.features, sixths))
-        with torch.inference_mode(): out = state.model(features, batch.offsets)
-        ways = {'bins': decode_bins(out.azimuth_logits, out.zenith_logits, state.bins)[:2]}
-        if 'direction' in out: ways['vector'] = decode_vector(out.direction)[:2]
-        for way, (azimuth, zenith) in ways.items():
-            row = found.setdefault(way, np.full((len(packed), 3), np.nan))
-            row[batch.event] = direction_from_angles(azimuth.numpy() - sixths*np.pi/3, zenith.numpy())
+        if turns:
+            features = torch.from_numpy(turn_features(features.numpy(), c.model.features, turns))
+        with torch.inference_mode():
+            output = state.model(features, batch.offsets, batch.lengths)
+        columns = decode_heads(output, state.bins)
+        for head in c.model.outputs:
+            row = found.setdefault(NAME_OF_HEAD.get(head, head), np.full((len(packed), 3), np.nan))
+            azimuth, zenith = columns[f'{head}_azimuth'], columns[f'{head}_zenith']
+            row[batch.event] = direction_from_angles(azimuth - back, zenith)
     state.model.train()
     return found
 
 
 def errors_of(found: dict[str, np.ndarray], packed: PackedBatch) -> dict[str, np.ndarray]:
-    "Angular error [rad] of each event of a packed test file, by way of decoding; NaN without pulses."
-    truth = pd.read_parquet(data_of(packed)/'test_truth.parquet').set_index('event_id').loc[packed.event_id]
-    errors = {way: np.full(len(packed), np.nan) for way in found}
-    for way, answer in found.items():
-        good = np.isfinite(answer).all(1)
-        errors[way][good] = angular_error(truth.azimuth.to_numpy()[good], truth.zenith.to_numpy()[good],
-                                          *angles_from_direction(answer[good]))
+    "Angular error [rad] of each event of a packed test file, by head; NaN without pulses."
+    truth = read_truth(packed).loc[packed.event_id]
+    errors = {name: np.full(len(packed), np.nan) for name in found}
+    for name, direction in found.items():
+        answered = np.isfinite(direction).all(1)
+        errors[name][answered] = angular_error(
+            truth.azimuth.to_numpy()[answered], truth.zenith.to_numpy()[answered],
+            *angles_from_direction(direction[answered]))
     return errors
 
 
-def data_of(packed: PackedBatch) -> Path:
-    "The competition-format folder that a packed file was made from."
-    return next(p for p in packed.path.parents if (p/'test_truth.parquet').exists())
+def read_truth(packed: PackedBatch) -> pd.DataFrame:
+    "The truth of the data set that a packed test file was made from, by event_id."
+    folder = next(p for p in packed.path.parents if (p/'test_truth.parquet').exists())
+    return pd.read_parquet(folder/'test_truth.parquet').set_index('event_id')
 
 
 def summarise(errors: dict[str, np.ndarray], packed: PackedBatch) -> dict:
-    "Mean error by slice of pulse count and by kind of event, for the classes; and of the vector head."
-    truth = pd.read_parquet(data_of(packed)/'test_truth.parquet').set_index('event_id')
-    bins, row = errors['bins'], {way: float(np.nanmean(e)) for way, e in errors.items()}
-    labels = {'pulses': pulse_slice(packed.lengths), 'kind': truth.kind.loc[packed.event_id].to_numpy()}
+    "Mean error by slice of pulse count and by topology, for the classes; and of the other heads."
+    bins, row = errors['bins'], {name: float(np.nanmean(e)) for name, e in errors.items()}
+    labels = {'pulses': pulse_slice(packed.lengths),
+              'kind': read_truth(packed).kind.loc[packed.event_id].to_numpy()}
     row['slices'] = {f'{key} {name}': float(np.nanmean(bins[label == name]))
                      for key, label in labels.items() for name in np.unique(label)}
     return row | {'test_events': int(np.isfinite(bins).sum())}
 
 
-def run_arm(arm: str, events: int, seed: int, prepared: Prepared, scratch: Path) -> dict:
+def run_arm(arm: str, events: int, seed: int, size: DataSize, prepared: Prepared, scratch: Path) -> dict:
     "Train and test one arm; one row of results."
-    if events % FILE_EVENTS: raise ValueError(f'--events {events} must be a multiple of {FILE_EVENTS}')
-    config, folder = arm_config(arm, events, seed), scratch/f'{arm}-{events}-{seed}'.replace(' ', '_')
+    if events % size.file_events:
+        raise ValueError(f'--events {events} must be a multiple of {size.file_events}')
+    folder = scratch/f'{arm}-{events}-{seed}'.replace(' ', '_')
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.process_time()
-    with turned_batches(arm == 'turned', seed), more_muon(arm == 'muon in the necks'):
-        state = train(prepared, folder, config, device='cpu')
+    state = train(prepared, folder, arm_config(arm, events, seed, size), device='cpu')
     seconds = time.process_time() - begin
     sensors = sensor_features(read_geometry(prepared.geometry_path))
     packed = load_packed(next(iter(prepared.test.values())))
@@ -185,9 +180,11 @@ def run_arm(arm: str, events: int, seed: int, prepared: Prepared, scratch: Path)
             'threads': torch.get_num_threads()} | summarise(errors, packed)
 
 
+# ---- after training (no results are kept in the repository) ----
+
 def fine_tune(state: State, prepared: Prepared, sensors: np.ndarray, events: int, max_lr: float,
-              loss: Callable) -> State:
-    "A copy of `state`, trained further with `loss(output, azimuth, zenith)` at a rate that falls to zero."
+              losses: Mapping[str, float] | None) -> State:
+    "A copy of `state`, trained further with named losses and weights at a rate that falls to zero."
     state = copy.deepcopy(state)
     c, optimiser = state.config, make_optimiser(state.model, state.config)
     source = TrainingEvents(list(prepared.train.values())[:-1], sensors, c.model.features, c.data,
@@ -195,13 +192,17 @@ def fine_tune(state: State, prepared: Prepared, sensors: np.ndarray, events: int
     seen, epoch = 0, 0
     while seen < events:
         for batch in source.epoch(epoch):
-            for group in optimiser.param_groups: group['lr'] = max_lr*(1 - seen/events)*group.get('scale', 1)
+            for group in optimiser.param_groups:
+                group['lr'] = max_lr*(1 - seen/events)*group.get('scale', 1)
             optimiser.zero_grad()
-            loss(state.model(batch.features, batch.offsets), batch.azimuth, batch.zenith).backward()
+            output = state.model(batch.features, batch.offsets, batch.lengths)
+            loss, _ = loss_of_heads(output, batch.azimuth, batch.zenith, state.bins, state.kernel, losses)
+            loss.backward()
             torch.nn.utils.clip_grad_value_(state.model.parameters(), c.train.clip_value)
             optimiser.step()
             seen += len(batch.azimuth)
-            if seen >= events: break
+            if seen >= events:
+                break
         epoch += 1
     return state
 
@@ -218,24 +219,20 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
     "What fine-tuning on the metric and averaging over turns change on a trained run: rows of results."
     state, sensors = load_run(folder), sensor_features(read_geometry(prepared.geometry_path))
     packed = load_packed(next(iter(prepared.test.values())))
-    def usual(out, azimuth, zenith):
-        return (bin_loss(out.azimuth_logits, out.zenith_logits, azimuth, zenith, state.bins, state.kernel)
-                + vector_loss(out.direction, unit_vectors(azimuth, zenith)))
-    def metric(out, azimuth, zenith):
-        truth = unit_vectors(azimuth, zenith)
-        return angle_loss(out.direction, truth) + 0.05*vector_loss(out.direction, truth)
-    rows = {'as trained': state}
-    for name, loss in (('further, usual loss', usual), ('further, metric', metric)):
-        rows[name] = fine_tune(state, prepared, sensors, events, state.config.train.max_lr/10, loss)
-    errors = {name: errors_of(answers(s, packed, sensors), packed) for name, s in rows.items()}
-    found = [answers(state, packed, sensors, k) for k in range(6)]
-    errors['six turns'] = errors_of({way: sum(f[way] for f in found) for way in found[0]}, packed)
-    for name, e in errors.items():
+    states = {'as trained': state}
+    for name, losses in (('further, usual losses', None),
+                         ('further, metric', {'angle_loss': 1.0, 'vector_loss': 0.05})):
+        states[name] = fine_tune(state, prepared, sensors, events, state.config.train.max_lr/10, losses)
+    errors = {name: errors_of(answers(s, packed, sensors), packed) for name, s in states.items()}
+    turned = [answers(state, packed, sensors, turns) for turns in range(DETECTORS['icecube86'].turns)]
+    errors['six turns'] = errors_of({head: sum(t[head] for t in turned) for head in turned[0]}, packed)
+    for name, by_head in errors.items():
         row = {'run': folder.name, 'what': name, 'events': events if 'further' in name else 0}
-        for way, other in e.items():
-            good = np.isfinite(other)
-            less = paired_difference(other[good], errors['as trained']['bins'][good])
-            row |= {way: float(other[good].mean()), f'{way} less': less.mean, f'{way} less_error': less.error}
+        for head, error in by_head.items():
+            answered = np.isfinite(error)
+            less = paired_difference(error[answered], errors['as trained']['bins'][answered])
+            row |= {head: float(error[answered].mean()), f'{head} less': less.mean,
+                    f'{head} less_error': less.error}
         yield row
 
 
@@ -249,21 +246,31 @@ def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) ->
     truth = pd.read_parquet(data/'test_truth.parquet')
     errors = method_errors(packed, columns, truth, prepared)
     found = error_table(errors, columns['pulses'])
-    kinds = truth.set_index('event_id').loc[packed.event_id, 'kind'].to_numpy()
+    topology = truth.set_index('event_id').loc[packed.event_id, 'kind'].to_numpy()
     about = {'events': state.events, 'seconds': round(state.seconds), 'steps': state.step,
-             'muon_scale': muon_lr_factor,
-             'threads': torch.get_num_threads(), 'instructions': torch.backends.cpu.get_cpu_capability(),
-             'kinds': {k: {name: float(np.mean(e[kinds == k])) for name, e in errors.items()}
-                       for k in np.unique(kinds)}}
+             'muon_lr_factor': muon_lr_factor, 'threads': torch.get_num_threads(),
+             'instructions': torch.backends.cpu.get_cpu_capability(),
+             'kinds': {k: {name: float(np.mean(e[topology == k])) for name, e in errors.items()}
+                       for k in np.unique(topology)}}
     found.to_csv(RESULTS.with_name('minutes.csv'), index=False)
     RESULTS.with_name('minutes.json').write_text(json.dumps(about, indent=1) + '\n')
     return found
 
 
+# ---- results ----
+
 def read_results(path: Path = RESULTS) -> pd.DataFrame:
     "All runs so far."
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return pd.DataFrame(rows)
+
+
+def append(path: Path, row: dict) -> None:
+    "Add a line to a file of results, and show it."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a') as file:
+        file.write(json.dumps(row) + '\n')
+    print(json.dumps({k: v for k, v in row.items() if k != 'slices'}), flush=True)
 
 
 def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -276,9 +283,9 @@ def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     paired = rows[rows.seed.isin(base.index)].copy()
     paired['less'] = paired.bins - base.loc[paired.seed].to_numpy()
     others = paired[paired.arm != reference]
-    spread = (others.less - others.groupby('arm').less.transform('mean')).pow(2).sum()
-    free = len(others) - others.arm.nunique()
-    pooled = math.sqrt(spread/free) if free else math.nan
+    scatter = (others.less - others.groupby('arm').less.transform('mean')).pow(2).sum()
+    degrees_of_freedom = len(others) - others.arm.nunique()
+    pooled = math.sqrt(scatter/degrees_of_freedom) if degrees_of_freedom else math.nan
     out = []
     for arm, group in paired.groupby('arm', sort=False):
         out.append({'method': arm, 'runs': str(len(group)), 'mean error': group.bins.mean(),
@@ -289,60 +296,83 @@ def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(out).sort_values('difference')
 
 
-def main() -> None:
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument('what', choices=['data', 'run', 'table', 'after', 'minutes'])
-    parser.add_argument('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS))
-    parser.add_argument('--events', type=int, default=24000, help=f'of a run, a multiple of {FILE_EVENTS}')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--reference', default='deep')
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--slices', action='store_true', help='table by slice and kind too')
-    parser.add_argument('--run', type=Path, help='folder of a run, for `after` and `minutes`')
-    parser.add_argument('--data', type=Path, help='competition-format folder with test_truth.parquet')
-    parser.add_argument('--minutes', type=float, default=20.0)
-    parser.add_argument('--muon-scale', type=float, default=preset('deep').train.muon_lr_factor,
-                        help="of `minutes`: Muon's rate in units of train.max_lr")
-    parser.add_argument('--scratch', type=Path, default=cache_folder()/'quality-runs', help='of the runs')
-    a = parser.parse_args()
-    if a.what == 'table':
-        rows = read_results()
-        rows = rows[(rows.events == a.events) & (rows.arm.isin(a.arms) if a.arms else True)]
-        print(to_markdown(table(rows, a.reference)))
-        if a.slices: print(to_markdown(by_slice(rows)))
-        return
-    if a.what == 'minutes': return print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_lr_factor)))
-    unknown = sorted({*(a.arms or [])} - ARMS.keys())
-    if unknown: parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS)}')
-    torch.set_num_threads(a.threads)
-    data = write_dataset(data_folder(), FILES, FILE_EVENTS, SEED, TEST_EVENTS)
-    prepared = prepare(data, workers=1)
-    if a.what == 'data': return
-    if a.what == 'after':
-        for row in after(a.run, prepared, a.events): append(RESULTS.with_name('after.jsonl'), row)
-        return
-    done = read_results()
-    done = set() if done.empty else set(zip(done.arm, done.events, done.seed))
-    for seed in a.seeds:
-        for arm in a.arms or ARMS:
-            if (arm, a.events, seed) in done: continue
-            row = run_arm(arm, a.events, seed, prepared, a.scratch)
-            append(RESULTS, row)
-
-
-def append(path: Path, row: dict) -> None:
-    "One more line of results, shown as well."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a') as file: file.write(json.dumps(row) + '\n')
-    print(json.dumps({k: v for k, v in row.items() if k != 'slices'}), flush=True)
-
-
 def by_slice(rows: pd.DataFrame) -> pd.DataFrame:
-    "Mean error of each arm by slice of pulse count and by kind, over its seeds."
+    "Mean error of each arm by slice of pulse count and by topology, over its seeds."
     parts = [pd.DataFrame(group.slices.tolist()).mean().rename(arm)
              for arm, group in rows.groupby('arm', sort=False)]
     return pd.concat(parts, axis=1).T.rename_axis('method').reset_index()
 
 
-if __name__ == '__main__': main()
+# ---- the command line ----
+
+def read_arguments() -> argparse.Namespace:
+    "The command line."
+    size = DataSize()
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    add = parser.add_argument
+    add('what', choices=['data', 'run', 'table', 'after', 'minutes'])
+    add('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS) +
+        '; without results so far: ' + ', '.join(WITHOUT_RESULTS))
+    add('--events', type=int, default=16000, help='of a run, a multiple of --file-events')
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--reference', default='deep')
+    add('--threads', type=int, default=1)
+    add('--slices', action='store_true', help='table by slice and topology too')
+    add('--run', type=Path, help='folder of a run, for `after` and `minutes`')
+    add('--data', type=Path, help='competition-format folder with test_truth.parquet')
+    add('--minutes', type=float, default=20.0)
+    add('--muon-lr-factor', type=float, default=preset('deep').train.muon_lr_factor,
+        help="of `minutes`: Muon's rate in units of train.max_lr")
+    add('--scratch', type=Path, default=cache_folder()/'quality-runs', help='of the runs')
+    add('--results', type=Path, default=RESULTS, help='file of results')
+    add('--files', type=int, default=size.files, help='batch files that are simulated')
+    add('--file-events', type=int, default=size.file_events, help='events in each')
+    add('--test-events', type=int, default=size.test_events)
+    arguments = parser.parse_args()
+    unknown = sorted({*(arguments.arms or [])} - (ARMS | WITHOUT_RESULTS).keys())
+    if unknown and arguments.what == 'run':
+        parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS | WITHOUT_RESULTS)}')
+    return arguments
+
+
+def show_tables(a: argparse.Namespace) -> None:
+    "Print the results of one budget of events."
+    rows = read_results(a.results)
+    rows = rows[(rows.events == a.events) & (rows.arm.isin(a.arms) if a.arms else True)]
+    print(to_markdown(table(rows, a.reference)))
+    if a.slices:
+        print(to_markdown(by_slice(rows)))
+
+
+def run_arms(a: argparse.Namespace, size: DataSize, prepared: Prepared) -> None:
+    "Train and test all arms that have no row of results yet."
+    done = read_results(a.results)
+    done = set() if done.empty else set(zip(done.arm, done.events, done.seed))
+    for seed in a.seeds:
+        for arm in a.arms or ARMS:
+            if (arm, a.events, seed) not in done:
+                append(a.results, run_arm(arm, a.events, seed, size, prepared, a.scratch))
+
+
+def main() -> None:
+    "Do what the command line says."
+    a = read_arguments()
+    if a.what == 'table':
+        show_tables(a)
+        return
+    if a.what == 'minutes':
+        print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_lr_factor)))
+        return
+    torch.set_num_threads(a.threads)
+    size = DataSize(a.files, a.file_events, a.test_events)
+    prepared = make_data(size)
+    if a.what == 'run':
+        run_arms(a, size, prepared)
+    if a.what == 'after':
+        for row in after(a.run, prepared, a.events):
+            append(RESULTS.with_name('after.jsonl'), row)
+
+
+if __name__ == '__main__':
+    main()
