@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icecube_nb.data.batching import EventBatch
+from icecube_nb.physics.detector import TIME_UNIT_NS
 from icecube_nb.network.heads import Output
 from icecube_nb.network.model import Model
 
@@ -29,7 +30,7 @@ def preprocess(path: Path, sensors: np.ndarray, max_pulses: int = 256) -> tuple[
     rank = draw.groupby(long['event_id']).rank()
     pulses = pulses.drop(index=rank.index[rank > max_pulses])
     event = pulses.groupby('event_id', sort=False)
-    pulses['time'] = (pulses['time'] - event['time'].transform('min'))/3e4
+    pulses['time'] = (pulses['time'] - event['time'].transform('min'))/TIME_UNIT_NS
     pulses['charge'] = np.log10(pulses['charge'])/3
     pulses['auxiliary'] = pulses['auxiliary'] - 0.5
     features = pulses[['time', 'charge', 'auxiliary', *names]].to_numpy(np.float32)             # (N, 9)
@@ -67,4 +68,5 @@ def batches(lengths: np.ndarray, size: int, grouped: bool, seed: int = 0) -> Ite
     "Event numbers of batches of `size` events: in the order of length, or shuffled."
     rng = np.random.default_rng(seed)
     order = np.argsort(lengths, kind='stable') if grouped else rng.permutation(len(lengths))
-    for start in range(0, len(order), size): yield order[start:start + size]
+    for start in range(0, len(order), size):
+        yield order[start:start + size]

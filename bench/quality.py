@@ -84,7 +84,7 @@ ARMS = {
     # with one more
     'summary': ('deep', {'model.event_summary': True}),
 }
-# arms that were defined but not run yet; the first three separate what `published` lacks
+# arms that are defined but were not run yet; the first two separate what `published` lacks
 WITHOUT_RESULTS = {
     'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,
                                        'train.batch_events': 64}),
