@@ -56,17 +56,19 @@ def network_arrow(
     from icecube_nb.data.prepare import prepare
     from icecube_nb.inference.predict import answer_events, load_predictor
     from icecube_nb.inference.uncertainty import vmf_radius
+    from icecube_nb.network.heads import heads_of
     predictor = load_predictor(run, device)
     prepared = prepare(data, batches=[found.batch_id], splits=(found.split,), on_bad_event='skip')
     batch_files = {'train': prepared.train, 'test': prepared.test}[found.split]
     packed = load_packed(batch_files[found.batch_id])
     rows = np.flatnonzero(packed.event_id == found.event_id)
     answers = answer_events(predictor, packed, rows, prepared.sensors(predictor.config.data))
-    head = 'vector' if 'vector_azimuth' in answers else 'classes'
-    azimuth, zenith, kappa = (float(answers[f'{head}_{n}'][0]) for n in ('azimuth', 'zenith', 'confidence'))
+    heads = heads_of(predictor.config.model)
+    head = next((h for h in heads if h.loss.name == 'vector_loss'), heads[0]) # that one's confidence is kappa
+    azimuth, zenith, kappa = (float(answers[f'{head.name}_{n}'][0]) for n in ('azimuth', 'zenith', 'confidence'))
     if not np.isfinite([azimuth, zenith]).all():
         raise ValueError(f'{run} has no answer to event {found.event_id}: it has no pulses, or bad ones')
-    cone = float(vmf_radius(kappa, share)) if head == 'vector' else None
+    cone = float(vmf_radius(kappa, share)) if head.loss.name == 'vector_loss' else None
     return Arrow(f'network ({predictor.config.name})', azimuth, zenith, NETWORK_COLOUR, cone)
 
 # %% ../nbs/appendix/event_page.ipynb #a0ed43d7

@@ -18,6 +18,7 @@ from structure import PACKAGE, module_files as modules, notebook_files as notebo
 
 # who may import whom: a module imports modules further down this list, never one further up
 LAYERS = [
+    ['__main__'],
     ['cli'],
     ['kaggle', 'show'],
     ['inference.robustness', 'inference.ensemble_predict'],
