@@ -25,7 +25,7 @@ LAYERS = [
     ['inference.ensemble_folder'],
     ['inference.ensemble', 'inference.stack'],
     ['inference.uncertainty', 'inference.predict'],
-    ['inference.submission', 'inference.summaries'],
+    ['inference.submission', 'inference.summaries', 'inference.cards'],
     ['inference.answers'],
     ['training.loop'],
     ['training.step'],

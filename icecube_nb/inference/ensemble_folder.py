@@ -25,7 +25,7 @@ from .answers import Dump, fold_of, network_of, open_dump, true_directions, usab
 from .ensemble import (HEADS, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, candidate_table, fit_boosters,
                                            heads_and_vectors)
-from .predict import Predictor, load_predictor, network_number
+from .predict import Predictor, load_predictor
 from .stack import Stack, load_stack, read_stack_note, stack_answers
 from .summaries import SUMMARIES
 from .uncertainty import (Calibration, PosteriorWeights, fit_calibration,
@@ -140,7 +140,7 @@ def shared_rows(dumps: list[Dump], config: EnsembleConfig) -> np.ndarray: # (r,)
 # %% ../../nbs/appendix/ensemble_folder.ipynb #5a1e1f01
 def check_same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
     "ValueError unless the dump and the stack are of the weights that the run has now."
-    now = network_number(load_predictor(run, 'cpu'))
+    now = load_predictor(run, 'cpu').number
     if network_of(dump) != now:
         raise ValueError(f'{dump.files[0].parent} was made with other weights than {run} has now; give runs '
                          f'and dumps in the same order, or dump again: `predict --run {run} --dump FOLDER`')
