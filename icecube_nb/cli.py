@@ -206,7 +206,7 @@ class Predict(DataOption, DeviceOption):
     dump: Path|None = None       # folder that keeps logits and pooled vectors, for a stack
     batches: tuple[int, ...]|None = None # batch ids of either split, for a dump (default: all test batches)
     decode: str = 'mean_vector'  # of the classes; or `published`
-    answer: str = 'classes'      # the head that is submitted; or `vector`
+    answer: str|None = None      # the head that is submitted (default: the first of the run)
     precision: str = 'auto'      # fp32, fp16, bf16; auto: as the run was trained
     engine: str = 'torch'        # or onnxruntime, openvino: run what `icecube-nb export` wrote
 

@@ -22,6 +22,7 @@ import numpy as np
 from ..core.outputs import check_folder, refuse_others
 from ..core.storage import file_checksum, fingerprint, folder_written_whole, read_note, written_whole
 from .answers import Dump, fold_of, network_of, open_dump, true_directions, usable_rows
+from .cards import pick_devices
 from .ensemble import (HEADS, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, candidate_table, fit_boosters,
                                            heads_and_vectors)
@@ -257,5 +258,7 @@ def load_with_networks(run: str|Path, # folder of the ensemble
     names = ('run', 'long') if about['long_runs'] else ('run',)
     networks = [[load_predictor(run/f'{name}_{i}', device, precision) for name in names]
                 for i in range(about['members'])]
-    stacks = [load_stack(run/f'stack_{i}') if about['stacks'] else None for i in range(about['members'])]
+    place = str(pick_devices(device)[0][0])
+    stacks = [load_stack(run/f'stack_{i}', place) if about['stacks'] else None
+              for i in range(about['members'])]
     return LoadedEnsemble(load_ensemble(run), about['made_of'], tuple(networks), tuple(stacks))

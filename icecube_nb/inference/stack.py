@@ -28,7 +28,7 @@ from ..training.precision import pick_device
 
 # %% ../../nbs/05_stack.ipynb #5a0e1f05
 def compare_in_bins(x: np.ndarray, # (B,) the quantity
-                    first: np.ndarray, second: np.ndarray, # (B,) rad, errors of two answers to the same events
+                    first: np.ndarray, second: np.ndarray, # (B,) rad, errors of two answers to each event
                     edges: np.ndarray, # (K+1,) rising; low < x <= high, the first bin has its lower edge too
                     least: int = 20 # bins with fewer events are left out
     ) -> pd.DataFrame: # x, first, second, best, gain [rad], share (second closer), each with _error; events
