@@ -45,7 +45,7 @@ from icecube_nb.network.model import load_weights
 from icecube_nb.physics.angles import angles_from_direction, angular_error, direction_from_angles
 from icecube_nb.physics.detector import DETECTORS, read_geometry, sensor_features
 from icecube_nb.physics.simulate import write_dataset
-from icecube_nb.training.checkpoints import load_checkpoint
+from icecube_nb.training.checkpoints import load_checkpoint, sensors_of_run
 from icecube_nb.training.loop import train
 from icecube_nb.training.state import State, make_optimiser, new_state
 
@@ -242,7 +242,7 @@ def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) ->
     config = override(preset('deep'), {'train.muon_lr_factor': muon_lr_factor})
     state = train(prepared, run, config, minutes, 'cpu', Progress('training'))
     packed = load_packed(next(iter(prepared.test.values())))
-    columns = answer_batch(packed, lambda c: prepared.sensors(c.data), load_predictor(run, 'cpu'))
+    columns = answer_batch(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
     truth = pd.read_parquet(data/'test_truth.parquet')
     errors = method_errors(packed, columns, truth, prepared)
     found = error_table(errors, columns['pulses'])

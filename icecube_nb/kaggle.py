@@ -32,7 +32,7 @@ import torch
 from . import __version__
 from .physics.angles import angular_error
 from .core.config import from_json
-from .training.checkpoints import find_checkpoint, load_checkpoint
+from .training.checkpoints import find_checkpoint, load_checkpoint, sensors_of_run
 from .physics.detector import ICE_FILE, ice_of_text
 from .inference.answers import read_answers
 from .inference.ensemble_folder import (copy_whole, is_ensemble, load_with_networks,
@@ -160,7 +160,7 @@ def answer_function(run: Path, prepared: Prepared, # with the test batches to be
                 return {name: values.copy() for name, values in read_answers(path).items()}
         return together
     predictor = load_predictor(run, device, precision)
-    sensors = lambda config: prepared.sensors(config.data)
+    sensors = lambda config: sensors_of_run(prepared, config.data)
     return lambda batch_id: answer_batch(load_packed(prepared.test[batch_id]), sensors, predictor)
 
 # %% ../nbs/06_kaggle.ipynb #e663c40a

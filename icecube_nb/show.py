@@ -54,6 +54,7 @@ def network_arrow(
     "What a network answers for an event; its batch is packed first where that is not done."
     from icecube_nb.data.packed import load_packed
     from icecube_nb.data.prepare import prepare
+    from icecube_nb.training.checkpoints import sensors_of_run
     from icecube_nb.inference.predict import answer_events, load_predictor
     from icecube_nb.inference.uncertainty import vmf_radius
     from icecube_nb.network.heads import heads_of
@@ -62,7 +63,7 @@ def network_arrow(
     batch_files = {'train': prepared.train, 'test': prepared.test}[found.split]
     packed = load_packed(batch_files[found.batch_id])
     rows = np.flatnonzero(packed.event_id == found.event_id)
-    answers = answer_events(predictor, packed, rows, prepared.sensors(predictor.config.data))
+    answers = answer_events(predictor, packed, rows, sensors_of_run(prepared, predictor.config.data))
     heads = heads_of(predictor.config.model)
     head = next((h for h in heads if h.loss.name == 'vector_loss'), heads[0]) # that one's confidence is kappa
     azimuth, zenith, kappa = (float(answers[f'{head.name}_{n}'][0]) for n in ('azimuth', 'zenith', 'confidence'))

@@ -13,17 +13,16 @@ import json
 import multiprocessing
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core.config import Config, DataConfig, cache_folder, from_json
+from ..core.config import cache_folder
 from ..core.progress import end_with_parent
 from ..core.outputs import check_folder, mark_folder
 from ..core.storage import fingerprint, locked, read_note, remove_leftovers, written_whole
@@ -31,8 +30,7 @@ from .angle_bins import AngleBins, fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
 from .packed import is_packed, load_packed, read_batch, to_float32, write_packed
-from ..physics.detector import ICE_FILE, MAX_SENSORS, ice_of_text, describe_ice, read_geometry, sensor_features
-from ..training.checkpoints import find_checkpoint
+from ..physics.detector import ICE_FILE, MAX_SENSORS, ice_of_text, read_geometry, sensor_features
 
 # %% ../../nbs/01_preprocess.ipynb #572a3853
 class Job(NamedTuple):
@@ -196,27 +194,9 @@ class Prepared:
         path = self.folder/'angle_bins_128.json'
         return AngleBins.from_json(path.read_text()) if path.is_file() else None
 
-    def sensors(self, data: DataConfig|None = None # settings of a run; None: the folder as it is
-        ) -> np.ndarray: # (S, 6) of `detector.sensor_features`
-        "What a network is told about each sensor. A run keeps the ice it learned with, and warns of another."
-        geometry, here = read_geometry(self.geometry_path), folder_ice(self.folder)
-        if data is None:
-            return sensor_features(geometry, ice_of_text(here))
-        if data.ice != here:
-            warnings.warn(f'the run learned with {describe_ice(data.ice)} and answers with it, but '
-                          f'{self.folder} has {describe_ice(here)}; train a run on these data to use that',
-                          stacklevel=2)
-        return sensor_features(geometry, ice_of_text(data.ice), data.legacy_ice, data.legacy_qe)
-
-    def learning(self, config: Config, run: str|Path # of a run that is to learn here, or to go on
-        ) -> Config:
-        "The settings with this folder's ice, or with that of the run if it has begun."
-        try:
-            path = find_checkpoint(run)/'config.json'
-            ice = from_json(path.read_text(), str(path)).data.ice
-        except FileNotFoundError:
-            ice = folder_ice(self.folder)
-        return replace(config, data=replace(config.data, ice=ice))
+    def sensors(self) -> np.ndarray: # (S, 6) of `detector.sensor_features`
+        "What a network is told about each sensor, by the geometry and the ice of this folder."
+        return sensor_features(read_geometry(self.geometry_path), ice_of_text(folder_ice(self.folder)))
 
 # %% ../../nbs/01_preprocess.ipynb #b7617edc
 def open_prepared(folder: str|Path # a folder that `prepare` filled

@@ -42,7 +42,7 @@ from ..network.losses import Bins, make_bins
 from ..network.model import Model, load_weights
 from ..physics.angles import angles_from_direction, direction_from_angles
 from ..physics.detector import POSITION_UNIT_M, read_geometry
-from ..training.checkpoints import find_checkpoint, load_checkpoint
+from ..training.checkpoints import find_checkpoint, load_checkpoint, sensors_of_run
 from ..training.precision import PRECISION, pick_precision
 
 # %% ../../nbs/04_infer.ipynb #534aa07a
@@ -384,7 +384,7 @@ def answer_files(files: dict[int, Path], # batch_id to packed file
     ) -> None:
     "Answer file after file; those that are done already are kept."
     position = read_geometry(prepared.geometry_path)[['x', 'y', 'z']].to_numpy()
-    sensors, before = lambda c: prepared.sensors(c.data), 0
+    sensors, before = lambda c: sensors_of_run(prepared, c.data), 0
     total = sum(len(load_packed(path)) for path in files.values())
     for batch_id, path in files.items():
         packed, target = load_packed(path), answers[batch_id]

@@ -29,6 +29,7 @@ from ..network.model import count_parameters, load_weights
 from ..physics.angles import angular_error
 from .distributed import (ProcessGroup, start_process_group, stop_process_group,
                                              sum_over_processes, wait_for_all)
+from .checkpoints import sensors_of_run, with_folder_ice
 from .precision import pick_device, reduced
 from .runs import (TensorBoardWriter, append_log, check_run, checkpoints, stop_requests,
                                       stopped_by, trim_log)
@@ -215,9 +216,9 @@ def train(prepared: Prepared, # of `preprocess.prepare`
     if not prepared.train:
         raise ValueError(f'{prepared.folder} has no training files; prepare a folder with train_meta.parquet')
     train_ids, validation_ids = split_batches(prepared.train)
-    state = begin_state(prepared, run, prepared.learning(config, run), device, start_from, processes)
+    state = begin_state(prepared, run, with_folder_ice(config, prepared, run), device, start_from, processes)
     c = state.config
-    sensors = prepared.sensors(c.data)
+    sensors = sensors_of_run(prepared, c.data)
     source = TrainingEvents([prepared.train[i] for i in train_ids], sensors, c.model.features, c.data,
                             c.train.batch_events, c.train.seed)
     held_out = load_packed(prepared.train[validation_ids[0]]) if validation_ids else None
