@@ -119,7 +119,7 @@ class Train(DataOption, DeviceOption):
 
     Ctrl-C stops it; the same command resumes from the last checkpoint. Presets: deep (the most accurate for
     its compute), tiny (fast), small and full (the published ones), long_sequence (fine-tuning on long events,
-    with --start-from). On many GPUs: torchrun --nproc-per-node N -m icecube_nb train --run RUN --preset NAME."""
+    with --start-from). On many GPUs: torchrun --nproc-per-node N -m icecube_nb train --run RUN."""
     run: Path                    # folder for checkpoints and log; a run that is there is resumed
     preset: str = 'tiny'         # the settings to start from
     minutes: float|None = None   # budget of time; the learning rate's schedule is fitted to it
@@ -139,8 +139,9 @@ class Train(DataOption, DeviceOption):
         finally:
             stop_process_group(processes)
         if processes.rank == 0:
-            print(f'{state.step:,} steps, {state.events:,} events, {state.events/max(state.seconds, 1e-9):,.0f} '
-                  f'events/s; best validation error {state.best:.3f} rad; the run is in {self.run}')
+            speed = state.events/max(state.seconds, 1e-9)
+            print(f'{state.step:,} steps, {state.events:,} events, {speed:,.0f} events/s; '
+                  f'best validation error {state.best:.3f} rad; the run is in {self.run}')
 
 # %% ../nbs/appendix/command_line.ipynb #7d9d7c7d
 def train_together(command: Train, config, # a core.config.Config
@@ -167,8 +168,9 @@ def train_together(command: Train, config, # a core.config.Config
         print(f'{len(faults):,} bad events are left out of training, the first: {faults[0]}')
     if first:
         print(pick_device(device)[1], flush=True)
-    return train(prepared, command.run, config, command.minutes, device, Progress('training') if first else None,
-                 command.start_from, processes)
+    progress = Progress('training') if first else None
+    return train(prepared, command.run, config, command.minutes, device, progress, command.start_from,
+                 processes)
 
 # %% ../nbs/appendix/command_line.ipynb #2de2b0e7
 @dataclass(kw_only=True)
@@ -374,7 +376,8 @@ class Demo(DeviceOption):
         print(demo_table(data, self.out))
         seconds = round(time.monotonic() - began)
         write_demo_note(self, seconds)
-        print(f'\n{seconds} s in all. The run is in {self.out/"run"}, the answers in {self.out/"submission.csv"}\n'
+        print(f'\n{seconds} s in all. The run is in {self.out/"run"}, the answers in '
+              f'{self.out/"submission.csv"}\n'
               f'Next: icecube-nb predict --run {self.out/"ensemble"} --data FOLDER, or nbs/03_train.ipynb')
 
     def demo_data(self) -> Path:
@@ -384,7 +387,8 @@ class Demo(DeviceOption):
         return cache_folder()/f'demo-v{VERSION}-{self.batches}x{self.events_per_batch}-{self.test_events}'
 
 # %% ../nbs/appendix/command_line.ipynb #c533d987
-DEMO_NAMES = {'run', 'held_out', 'stack', 'ensemble', 'answers', 'submission.csv', 'submission.parquet', 'demo.csv'}
+DEMO_NAMES = {'run', 'held_out', 'stack', 'ensemble', 'answers', 'submission.csv', 'submission.parquet',
+              'demo.csv'}
 
 def is_demo(folder: Path) -> bool:
     "Whether a folder holds a demo, finished or begun."
@@ -408,7 +412,8 @@ def demo_steps(demo: Demo, data: Path) -> list: # commands
             Stack(dump=held_out, out=out/'stack', batches=(stack,), device=device),
             Ensemble(runs=(out/'run',), dumps=(held_out,), stacks=(out/'stack',), batches=(ensemble,),
                      out=out/'ensemble'),
-            Predict(data=data, run=out/'ensemble', out=out/'submission.csv', dump=out/'answers', device=device)]
+            Predict(data=data, run=out/'ensemble', out=out/'submission.csv', dump=out/'answers',
+                    device=device)]
 
 # %% ../nbs/appendix/command_line.ipynb #2f1f3e2e
 def write_demo_note(demo: Demo, seconds: int # that all of it took

@@ -66,7 +66,8 @@ def network_arrow(
     answers = answer_events(predictor, packed, rows, sensors_of_run(prepared, predictor.config.data))
     heads = heads_of(predictor.config.model)
     head = next((h for h in heads if h.loss.name == 'vector_loss'), heads[0]) # that one's confidence is kappa
-    azimuth, zenith, kappa = (float(answers[f'{head.name}_{n}'][0]) for n in ('azimuth', 'zenith', 'confidence'))
+    columns = [f'{head.name}_{column}' for column in ('azimuth', 'zenith', 'confidence')]
+    azimuth, zenith, kappa = (float(answers[name][0]) for name in columns)
     if not np.isfinite([azimuth, zenith]).all():
         raise ValueError(f'{run} has no answer to event {found.event_id}: it has no pulses, or bad ones')
     cone = float(vmf_radius(kappa, share)) if head.loss.name == 'vector_loss' else None
@@ -90,7 +91,8 @@ def arrow_content(arrow: Arrow) -> dict: # ready for JSON
     "What the page knows of an arrow."
     direction = direction_from_angles(arrow.azimuth_rad, arrow.zenith_rad)
     return {'name': arrow.name, 'colour': arrow.colour, 'from': direction.round(5).tolist(),
-            'cone': arrow.cone_rad, 'azimuth': round(arrow.azimuth_rad, 4), 'zenith': round(arrow.zenith_rad, 4)}
+            'azimuth': round(arrow.azimuth_rad, 4), 'zenith': round(arrow.zenith_rad, 4),
+            'cone': arrow.cone_rad}
 
 def page_content(
     found: FoundEvent,

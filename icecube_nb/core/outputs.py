@@ -93,7 +93,8 @@ def refuse_inputs(path: Path, inputs: Iterable[str|Path|None]) -> None:
         source = Path(os.path.realpath(expand(name)))
         same = source.exists() and target.exists() and os.path.samefile(source, target)
         if same or target in (source, *source.parents):
-            raise ValueError(f'{path} is to be written, but {name} is read by the same call; choose another name')
+            raise ValueError(f'{path} is to be written, but {name} is read by the same call; choose another '
+                             'name')
 
 def check_parent(path: Path) -> None:
     "An error unless the folder of `path` is there and can be written to, or can be made."
@@ -103,7 +104,8 @@ def check_parent(path: Path) -> None:
     if not parent.is_dir():
         raise NotADirectoryError(f'{path} cannot be written: {parent} is not a folder; choose another name')
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f'{path} cannot be written: no permission to write in {parent}; choose another folder')
+        raise PermissionError(f'{path} cannot be written: no permission to write in {parent}; choose another '
+                              'folder')
 
 # %% ../../nbs/appendix/outputs.ipynb #b54aa996
 def file_type(path: Path) -> str: # file, folder, pipe, device, other, or '' for nothing
@@ -166,8 +168,8 @@ def check_content(output: OutputFile) -> None:
     with writing(output.path):
         own = RECOGNISED[output.suffix](target, output.command)
     if not own:
-        raise FileExistsError(f'{output.path} exists, and `icecube-nb {output.command}` did not write it as it is '
-                              'now; choose another name, or remove it')
+        raise FileExistsError(f'{output.path} exists, and `icecube-nb {output.command}` did not write it as '
+                              'it is now; choose another name, or remove it')
 
 def parquet_bytes(table, command: str) -> memoryview: # a pandas DataFrame
     "A table as the bytes of a parquet file that names the command."
@@ -237,8 +239,8 @@ def check_folder(path: str|Path, # to be filled
     with writing(path):
         names = sorted(p.name for p in target.iterdir() if not TEMPORARY.fullmatch(p.name))
     if names and not is_marked(target, kind) and not (recognise and recognise(target)):
-        raise FileExistsError(f'{path} holds something else than a {kind} (such as {names[0]}); choose another '
-                              'folder')
+        raise FileExistsError(f'{path} holds something else than a {kind} (such as {names[0]}); choose '
+                              'another folder')
     return target
 
 # %% ../../nbs/appendix/outputs.ipynb #cfbcc485
@@ -250,8 +252,8 @@ def refuse_others(folder: Path, # a folder that will be replaced, if it is there
     for path in sorted(folder.rglob('*')):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and not is_own(name):
-            raise FileExistsError(f'{folder} also holds {name}, which is no part of the {kind}; move it away, or '
-                                  'choose another folder')
+            raise FileExistsError(f'{folder} also holds {name}, which is no part of the {kind}; move it '
+                                  'away, or choose another folder')
 
 # %% ../../nbs/appendix/outputs.ipynb #3ae2c1fd
 @contextmanager
