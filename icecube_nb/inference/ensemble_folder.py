@@ -23,14 +23,15 @@ from ..core.outputs import check_folder, refuse_others
 from ..core.storage import file_checksum, fingerprint, folder_written_whole, read_note, written_whole
 from .answers import Dump, fold_of, network_of, open_dump, true_directions, usable_rows
 from .cards import pick_devices
-from .ensemble import (HEADS, CandidateTable, Ensemble, EnsembleConfig,
-                                           answers_and_errors, candidate_table, fit_boosters,
+from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
+                                           answers_and_errors, answers_in, candidate_table, fit_boosters,
                                            heads_and_vectors)
 from .predict import Predictor, load_predictor
 from .stack import Stack, load_stack, read_stack_note, stack_answers
 from .summaries import SUMMARIES
 from .uncertainty import (Calibration, PosteriorWeights, fit_calibration,
                                               fit_posterior_weights)
+from ..network.heads import HEADS
 from ..network.losses import Bins, make_bins
 from ..training.checkpoints import find_checkpoint, load_checkpoint
 
@@ -38,9 +39,8 @@ from ..training.checkpoints import find_checkpoint, load_checkpoint
 def member_columns(dump: Dump, stack: Stack|None) -> dict[str, np.ndarray]: # name to (R,) or (R, n)
     "What the ensemble needs of one network."
     names = ['event_id', 'pulses', 'answered', 'azimuth_logits', 'zenith_logits', *SUMMARIES]
-    for head in HEADS[:2]:
-        columns = [f'{head}_{what}' for what in ('azimuth', 'zenith', 'confidence')]
-        names += [name for name in columns if name in dump.columns[0]]
+    for answer in answers_in(dump.columns[0]):
+        names += [f'{answer}_{column}' for column in ('azimuth', 'zenith', 'confidence')]
     columns = {name: dump.column(name) for name in names}
     return columns | (stack_answers(stack, dump) if stack else {})
 
@@ -103,7 +103,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     loaded = [load_stack(s) for s in stacks] if stacks else [None]*len(runs)
     for run, dump, stack in zip(runs, opened, loaded):
         check_same_network(run, dump, stack)
-    wanted = fingerprint(*(d.fingerprint for d in opened), json.dumps(asdict(config)), *map(str, HEADS),
+    wanted = fingerprint(*(d.fingerprint for d in opened), json.dumps(asdict(config)), *HEADS, STACK,
                          *(read_stack_note(Path(s))['made_of'] for s in stacks or []))
     if is_ensemble(out) and read_ensemble_note(out)['made_of'] == wanted:
         return load_ensemble(out)
