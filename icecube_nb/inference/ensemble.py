@@ -53,7 +53,7 @@ def normalised(vectors: np.ndarray # (..., 3)
 def candidates_of(members: list[dict[str, np.ndarray]], # columns of each network's dump, its stack's included
                   posterior: np.ndarray|None = None # (B, 3) another candidate
     ) -> tuple[tuple[str, ...], np.ndarray]: # names, (B, C, 3) unit vectors
-    "All answers to the same events: mean, each answer of each network, line fit, and two of them turned round."
+    "All answers to the same events: mean, answers of each network, line fit, and two of them turned round."
     names, vectors = [], []
     for i, columns in enumerate(members):
         for name in answers_in(columns):

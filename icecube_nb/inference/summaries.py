@@ -90,5 +90,6 @@ def method_errors(packed: PackedBatch, # test events
     answers = {'constant guess': guess, 'line fit': angles_from_direction(line_fit_packed(packed, position))}
     for head in HEADS:
         if f'{head}_azimuth' in columns:
-            answers[HEAD_LABELS.get(head, f'{head} head')] = columns[f'{head}_azimuth'], columns[f'{head}_zenith']
+            label = HEAD_LABELS.get(head, f'{head} head')
+            answers[label] = columns[f'{head}_azimuth'], columns[f'{head}_zenith']
     return {name: angular_error(azimuth, zenith, *angles) for name, angles in answers.items()}
