@@ -45,14 +45,14 @@ LAYERS = [
     ['physics.light'],
     ['physics.detector'],
     ['physics.angles'],
-    ['core.outputs'],
+    ['core.outputs', 'core.arrow_files'],
     ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers'],
 ]
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
-WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.progress', 'core.storage', 'physics.angles',
-                 'physics.detector', 'physics.eda', 'physics.light', 'physics.events', 'physics.simulate',
-                 'data.competition', 'data.packed', 'data.prepare', 'data.check', 'training.checkpoints',
-                 'training.runs']
+WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',
+                 'physics.angles', 'physics.detector', 'physics.eda', 'physics.light', 'physics.events',
+                 'physics.simulate', 'data.competition', 'data.packed', 'data.prepare', 'data.check',
+                 'training.checkpoints', 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110

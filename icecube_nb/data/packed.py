@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['EXACT', 'COARSE_TIME_NS', 'CHARGE_UNIT_PE', 'LARGE_CHARGE_PE', 'CHARGE_STEP', 'AUXILIARY_BIT', 'PACKED',
            'encode_time', 'decode_time', 'encode_charge', 'decode_charge', 'sensor_of', 'auxiliary_of', 'encode_pulses',
-           'range_rows', 'Ranges', 'encode_events', 'pack_events', 'read_batch', 'checksum', 'write_packed',
-           'PackedBatch', 'load_packed', 'is_packed', 'to_float32']
+           'range_rows', 'Ranges', 'encode_events', 'pack_events', 'read_batch', 'write_packed', 'PackedBatch',
+           'load_packed', 'is_packed', 'to_float32']
 
 # %% ../../nbs/appendix/packed_format.ipynb #5a3e08d8
 import json
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from ..core.storage import VERSION, written_whole
+from ..core.arrow_files import arrow_column, check_bytes, map_arrow, named_error, write_arrow
+from ..core.storage import VERSION
 from .competition import (PULSES, check_ranges, find_fault, open_parquet, read_pieces,
                                          time_order, to_numpy, whole_events)
 
@@ -191,17 +189,6 @@ def read_batch(path: Path, # a batch file of pulses
         codes = codes[range_rows(begin, lengths)]
     return np.r_[0, np.cumsum(lengths)], codes, first_time, int(rows - start[-1])
 
-# %% ../../nbs/appendix/packed_format.ipynb #292791fd
-def checksum(about: dict[str, str], # what else the header says
-             arrays: Iterable[np.ndarray] # the columns
-    ) -> str: # 8 hexadecimal digits
-    "CRC-32 of a header and its columns."
-    about = {key: value for key, value in about.items() if key != 'checksum'}
-    crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
-    for array in arrays:
-        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
-    return f'{crc:08x}'
-
 # %% ../../nbs/appendix/packed_format.ipynb #1c12d1e2
 PACKED = {'event_id': pa.int64(), 'azimuth': pa.float32(), 'zenith': pa.float32(),
           'first_time_ns': pa.int64(), 'pulses': pa.large_list(pa.list_(pa.uint16(), 3))}
@@ -215,16 +202,10 @@ def write_packed(path: Path, # the file to be made
                  about: dict[str, str] # kept in the file's header
     ) -> None:
     "Write a packed batch, whole or not at all."
-    triples = pa.FixedSizeListArray.from_arrays(pa.array(pulses.reshape(-1)), 3)
-    columns = [pa.array(event_id), pa.array(azimuth, pa.float32()), pa.array(zenith, pa.float32()),
-               pa.array(first_time_ns), pa.LargeListArray.from_arrays(pa.array(offsets), triples)]
-    about = {'icecube_nb': VERSION, **about}
-    about['checksum'] = checksum(about, [c.to_numpy() for c in columns[:4]] + [offsets, pulses])
-    schema = pa.schema(PACKED, about)
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    with written_whole(path) as part, pa.OSFile(str(part), 'wb') as sink:
-        with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(batch)
+    columns = {'event_id': pa.array(event_id), 'azimuth': pa.array(azimuth, pa.float32()),
+               'zenith': pa.array(zenith, pa.float32()), 'first_time_ns': pa.array(first_time_ns),
+               'pulses': pa.LargeListArray.from_arrays(pa.array(offsets), arrow_column(pulses))}
+    write_arrow(path, columns, {'icecube_nb': VERSION, **about})
 
 # %% ../../nbs/appendix/packed_format.ipynb #18f452f6
 @dataclass(frozen=True)
@@ -258,33 +239,6 @@ class PackedBatch:
         "Pickled as its path: another process maps the file itself."
         return load_packed, (self.path,)
 
-# %% ../../nbs/appendix/packed_format.ipynb #269e4f15
-def _map_packed(path: Path) -> PackedBatch:
-    "Map a packed file and check its form."
-    file = pa.ipc.open_file(pa.memory_map(str(path)))
-    about = {k.decode(): v.decode() for k, v in (file.schema.metadata or {}).items()}
-    if about.get('icecube_nb') != VERSION:
-        raise ValueError(f'not of format version {VERSION}')
-    if not file.schema.equals(pa.schema(PACKED)):
-        raise ValueError('its columns are others')
-    batch = file.get_batch(0)
-    batch.validate()
-    *columns, pulses = batch.columns
-    offsets = pulses.offsets.to_numpy()
-    codes = pulses.values.values.to_numpy().reshape(-1, 3)
-    if offsets[0] != 0 or offsets[-1] != len(codes) or (np.diff(offsets) < 0).any():
-        raise ValueError('its offsets do not fit its pulses')
-    arrays = [column.to_numpy() for column in columns]
-    return PackedBatch(path, int(about['batch_id']), *arrays, offsets, codes, about)
-
-@lru_cache(maxsize=4096)
-def _check_packed(path: Path, size: int, mtime_ns: int, inode: int) -> None:
-    "Check all bytes of a packed file; the later arguments tell one state of the file from another."
-    b = _map_packed(path)
-    found = checksum(b.about, [b.event_id, b.azimuth, b.zenith, b.first_time_ns, b.offsets, b.pulses])
-    if b.about.get('checksum') != found:
-        raise ValueError('its checksum is another: some bytes have changed')
-
 # %% ../../nbs/appendix/packed_format.ipynb #80bb3a03
 def load_packed(path: str|Path, # a file that `prepare` wrote
                 check: bool = True # all its bytes, once a process, against the checksum
@@ -293,15 +247,13 @@ def load_packed(path: str|Path, # a file that `prepare` wrote
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; make it with `prepare`')
-    try:
-        info = path.stat()
+    with named_error(path, 'packed batch', 'remove it and run `prepare` again'):
         if check:
-            _check_packed(path, info.st_size, info.st_mtime_ns, info.st_ino)
-        return _map_packed(path)
-    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip('.')
-        raise ValueError(f'{path} is not a whole packed batch ({reason}); remove it and run `prepare` again'
-                         ) from None
+            check_bytes(path)
+        about, arrays = map_arrow(path, pa.schema(PACKED))
+        if about.get('icecube_nb') != VERSION:
+            raise ValueError(f'not of format version {VERSION}')
+        return PackedBatch(path, int(about['batch_id']), **arrays, about=about)
 
 # %% ../../nbs/appendix/packed_format.ipynb #1a97aaae
 def is_packed(path: Path) -> bool:

@@ -9,14 +9,13 @@ __all__ = ['RENAMED', 'TRUTH', 'write_answers', 'read_answers', 'fingerprint_of'
 # %% ../../nbs/appendix/answers.ipynb #f0a50003
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ..core.storage import fingerprint, written_whole
-from ..data.packed import checksum
+from ..core.arrow_files import arrow_column, check_bytes, map_arrow, named_error, write_arrow
+from ..core.storage import fingerprint
 from ..physics.angles import direction_from_angles
 
 # %% ../../nbs/appendix/answers.ipynb #241b03e5
@@ -25,35 +24,11 @@ def write_answers(path: Path, # the file to be made
                   made_from: str # fingerprint of what the answers were made from, kept in the header
     ) -> None:
     "Write the answers to one batch file, whole or not at all."
-    arrays = [pa.array(v) if v.ndim == 1 else
-              pa.FixedSizeListArray.from_arrays(v.reshape(-1), v.shape[1]) for v in columns.values()]
-    batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
-    about = {'answers_of': made_from}
-    batch = batch.replace_schema_metadata(about | {'checksum': checksum(about, columns.values())})
-    with written_whole(path) as part, pa.OSFile(str(part), 'wb') as sink:
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+    arrays = {name: arrow_column(values) for name, values in columns.items()}
+    write_arrow(path, arrays, {'answers_of': made_from})
 
 # %% ../../nbs/appendix/answers.ipynb #672f5f08
 RENAMED = {'by_cheap': 'by_fallback'}   # columns of files that version 0.1 wrote
-
-def _map_answers(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    "Header and columns of a file of answers, views of the file where possible."
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    batch.validate()
-    def array(column):
-        if not pa.types.is_fixed_size_list(column.type):
-            return column.to_numpy(zero_copy_only=False)
-        return column.values.to_numpy().reshape(-1, column.type.list_size)
-    about = {k.decode(): v.decode() for k, v in (batch.schema.metadata or {}).items()}
-    return about, {name: array(batch[name]) for name in batch.schema.names}
-
-@lru_cache(maxsize=4096)
-def _check_answers(path: Path, size: int, mtime_ns: int, inode: int) -> None:
-    "Check all bytes of a file of answers; the later arguments tell one state of the file from another."
-    about, columns = _map_answers(path)
-    if about.get('checksum') != checksum(about, columns.values()):
-        raise ValueError('its checksum is another: some bytes have changed')
 
 # %% ../../nbs/appendix/answers.ipynb #f0a50020
 def read_answers(path: str|Path, # a file of `write_answers`
@@ -63,14 +38,9 @@ def read_answers(path: str|Path, # a file of `write_answers`
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; make it with `predict --dump`')
-    try:
-        info = path.stat()
-        _check_answers(path, info.st_size, info.st_mtime_ns, info.st_ino)
-        _, columns = _map_answers(path)
-    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip('.')
-        raise ValueError(f'{path} is not a whole file of answers ({reason}); remove it and run `predict` '
-                         'again') from None
+    with named_error(path, 'file of answers', 'remove it and run `predict` again'):
+        check_bytes(path)
+        _, columns = map_arrow(path)
     columns = {RENAMED.get(name, name): values for name, values in columns.items()}
     for name in names or ():
         if name not in columns:
@@ -84,14 +54,14 @@ def fingerprint_of(path: Path) -> str: # '' if there is no whole file
         read_answers(path, [])
     except (OSError, ValueError):
         return ''
-    return _map_answers(path)[0].get('answers_of', '')
+    return map_arrow(path)[0].get('answers_of', '')
 
 # %% ../../nbs/appendix/answers.ipynb #8f8af725
 def is_dump(folder: Path) -> bool:
     "Whether a folder holds files of answers, of one network or of several."
     for path in (*folder.glob('answers_*.arrow'), *folder.glob('member_*/answers_*.arrow')):
         with suppress(pa.ArrowException, OSError, ValueError):
-            return 'answers_of' in _map_answers(path)[0]
+            return 'answers_of' in map_arrow(path)[0]
     return False
 
 # %% ../../nbs/appendix/answers.ipynb #02a0048e
