@@ -119,7 +119,8 @@ def answers(state: State, packed: PackedBatch, sensors: np.ndarray, turns: int =
     c, found = state.config, {}
     back = turns*2*np.pi/DETECTORS['icecube86'].turns
     state.model.eval()
-    for batch in inference_batches(packed, sensors, c.model.features, c.data.max_pulses):
+    file = EventFile(packed, code_tables(sensors))
+    for batch in inference_batches(file, np.arange(len(packed)), c.model.features, c.data.max_pulses):
         features = batch.features
         if turns:
             features = torch.from_numpy(turn_features(features.numpy(), c.model.features, turns))

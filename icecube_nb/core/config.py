@@ -42,7 +42,7 @@ class DataConfig:
     files_per_epoch: int = 4       # batch files an epoch draws its events from
     legacy_ice: bool = False       # published code: ice table upside down
     legacy_qe: bool = False        # published code: high-efficiency flag one sensor off
-    pulse_budget: int = 0          # pulses in one forward pass; 0: `train.batch_events` events instead
+    pulse_budget: int = 0          # pulses in one forward pass (microbatch); 0: chosen from the device's memory
     mixed_files: int = 4           # files that are open, and whose batches are shuffled together
     ice: str = ''                  # table of the ice it learned with, from the data folder; empty: IceCube's
 
@@ -51,8 +51,8 @@ class DataConfig:
 class TrainConfig:
     "How the weights are found: AdamW under a one-cycle schedule."
     max_lr: float = 2e-4           # peak learning rate
-    batch_events: int = 384        # events in one forward pass
-    accumulate: int = 1            # forward passes in one optimiser step
+    batch_events: int = 384        # events in one batch
+    accumulate: int = 1            # batches in one optimiser step
     microbatch_pulses: int = 2048           # on a CPU each core takes parts of so many pulses; 0: not so
     epochs: int = 650              # passes over `files_per_epoch` files; a budget of minutes overrides it
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's averaging of gradient and squared gradient

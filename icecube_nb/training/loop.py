@@ -20,10 +20,12 @@ import torch
 from ..core.config import Config, override, preset
 from ..core.outputs import mark_folder
 from ..core.progress import Progress
-from ..data.batching import TrainingEvents, inference_batches, prefetch, training_steps
+from ..data.batching import (EventFile, TrainingEvents, inference_batches, prefetch,
+                                      training_steps)
 from ..data.competition import find_data
 from ..data.packed import PackedBatch, load_packed
 from ..data.prepare import Prepared, prepare, split_batches
+from ..data.pulses import code_tables
 from ..network.heads import decode_heads
 from ..network.model import count_parameters, load_weights
 from ..physics.angles import angular_error
@@ -59,10 +61,10 @@ def validate(state: State, packed: PackedBatch, # a file that is not trained on
     c, model = state.config, state.eval_model.eval()
     heads = c.model.outputs
     sums = np.zeros(len(heads) + 1)
-    batches = inference_batches(packed, sensors, c.model.features, c.data.max_pulses,
-                                events=events or c.train.validation_events, min_pulses=c.data.min_pulses)
+    usable = np.flatnonzero(packed.lengths[:events or c.train.validation_events] >= c.data.min_pulses)
+    file = EventFile(packed, code_tables(sensors, state.device), resident=False)
+    batches = inference_batches(file, usable, c.model.features, c.data.max_pulses)
     for batch in islice(batches, state.processes.rank, None, state.processes.ranks):
-        batch = batch.to(state.device)
         with reduced(state.device, state.precision):
             output = model(batch.features, batch.offsets, batch.lengths)
         found = decode_heads(output, state.bins)
@@ -95,7 +97,7 @@ def fit(state: State, # changed in place
         while run_progress(state, batches := len(plan := source.plan(state.epoch)), minutes) < 1:
             set_precision(state)
             steps = training_steps(source, state.epoch, state.batch, c.accumulate, processes.rank, processes.ranks,
-                                   plan)
+                                   plan, state.config.data.pulse_budget or 1 << 15)
             for step in prefetch(steps):
                 done = run_progress(state, batches, minutes)
                 if done >= 1:
@@ -220,7 +222,7 @@ def train(prepared: Prepared, # of `preprocess.prepare`
     c = state.config
     sensors = sensors_of_run(prepared, c.data)
     source = TrainingEvents([prepared.train[i] for i in train_ids], sensors, c.model.features, c.data,
-                            c.train.batch_events, c.train.seed)
+                            c.train.batch_events, c.train.seed, state.device)
     held_out = load_packed(prepared.train[validation_ids[0]]) if validation_ids else None
     check = (lambda s: validate(s, held_out, sensors)) if held_out is not None else None
     mark_folder(run, 'run')
