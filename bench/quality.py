@@ -32,10 +32,10 @@ import torch
 
 from icecube_nb.core.config import Config, cache_folder, override, preset
 from icecube_nb.core.progress import Progress
-from icecube_nb.data.batching import TrainingEvents, inference_batches
+from icecube_nb.data.batching import EventFile, TrainingEvents, inference_batches
 from icecube_nb.data.packed import PackedBatch, load_packed
 from icecube_nb.data.prepare import Prepared, prepare
-from icecube_nb.data.pulses import turn_features
+from icecube_nb.data.pulses import code_tables, turn_features
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
 from icecube_nb.inference.predict import answer_batch, load_predictor

@@ -435,7 +435,7 @@ def turn_angle(azimuth: np.ndarray, # (N,) rad
 # %% ../../nbs/01a_pulses.ipynb #fc22f1b3
 def turn_features(features: np.ndarray, # (N, F)
                   feature_set: str, # whose columns they are
-                  turns: np.ndarray|int, # as of `turn_angle`, about the vertical through the detector's centre
+                  turns: np.ndarray|int, # as of `turn_angle`, about the vertical through its centre
                   mirror: np.ndarray|bool = False, # first reflected in a row of strings
                   detector: Detector = ICECUBE
     ) -> np.ndarray: # (N, F)
