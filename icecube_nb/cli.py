@@ -119,8 +119,8 @@ class Train(DataOption, DeviceOption):
 
     Ctrl-C stops it; the same command resumes from the last checkpoint. Presets: deep (the most accurate for
     its compute), tiny (fast), small and full (the published ones), long_sequence (fine-tuning on long events,
-    with --start-from). On many GPUs: torchrun --nproc-per-node N -m icecube_nb train --run RUN."""
-    run: Path                    # folder for checkpoints and log; a run that is there is resumed
+    with --start-from). On several GPUs: torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
+    run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
     preset: str = 'tiny'         # the settings to start from
     minutes: float|None = None   # budget of time; the learning rate's schedule is fitted to it
     batches: tuple[int, ...]|None = None # batch ids to use, the last one validates (default: all)
@@ -504,12 +504,15 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
     "Run one command."
     argv = sys.argv[1:] if arguments is None else list(arguments)
     command = parse(argv)
-    def report(message, *_, **__):
+    def report(message):
         print(f'icecube-nb {argv[0]}: {message}', file=sys.stderr)
+    def warn(message, *_, **__):
+        if os.environ.get('RANK', '0') == '0': # under torchrun, only the first process
+            report(message)
     try:
         expand_paths(command)
         with warnings.catch_warnings():
-            warnings.showwarning = report
+            warnings.showwarning = warn
             status = command()
             sys.stdout.flush()
     except BrokenPipeError:
