@@ -373,7 +373,8 @@ def simulate_events(
         number = np.cumsum(kept) - 1 + have                                # running number of each kept event
         frames.append(pd.DataFrame({
             'event': number[pulses.event], 'sensor_id': pulses.sensor.astype(np.int16),
-            'time': pulses.time_ns, 'charge': rounded_charges(pulses.charge_pe), 'auxiliary': ~not_auxiliary}))
+            'time': pulses.time_ns, 'charge': rounded_charges(pulses.charge_pe),
+            'auxiliary': ~not_auxiliary}))
         truths.append(event_rows(nu, pulses, kept))
         have += len(truths[-1])
     frame, truth = pd.concat(frames, ignore_index=True), pd.concat(truths, ignore_index=True)
