@@ -31,7 +31,8 @@ from icecube_nb.core.config import cache_folder, override, small
 from icecube_nb.core.cpu_workers import MMAP_THRESHOLD, TRIM_THRESHOLD, CpuWorkerPool
 from icecube_nb.data.batching import EventBatch, batches_by_pulses, make_batch
 from icecube_nb.data.packed import PackedBatch, load_packed
-from icecube_nb.data.prepare import Prepared, pack_batch, plan_jobs, prepare
+from icecube_nb.data.packing import pack_batch, plan_jobs
+from icecube_nb.data.prepare import Prepared, prepare
 from icecube_nb.network.heads import decode_heads, loss_of_heads
 from icecube_nb.network.model import Model
 from icecube_nb.physics.detector import read_geometry, sensor_features

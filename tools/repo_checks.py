@@ -38,6 +38,7 @@ LAYERS = [
     ['network.attention', 'network.losses'],
     ['data.check', 'data.batching'],
     ['data.prepare', 'data.pulses'],
+    ['data.packing'],
     ['data.angle_bins', 'data.packed', 'inference.evaluate'],
     ['data.competition'],
     ['physics.eda', 'physics.simulate'],
@@ -51,8 +52,8 @@ LAYERS = [
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
 WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',
                  'physics.angles', 'physics.detector', 'physics.eda', 'physics.light', 'physics.events',
-                 'physics.simulate', 'data.competition', 'data.packed', 'data.prepare', 'data.check',
-                 'training.checkpoints', 'training.runs']
+                 'physics.simulate', 'data.competition', 'data.packed', 'data.packing', 'data.prepare',
+                 'data.check', 'training.checkpoints', 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110

@@ -20,7 +20,7 @@ from ..physics.detector import ICE_FILE, MAX_SENSORS, read_geometry
 from .competition import (ANGLES, check_angles, compare_event_ids, folder_ice, meta_rows,
                                          open_parquet, read_pieces, split_train_meta, to_numpy)
 from .packed import read_batch
-from .prepare import read_meta, too_many
+from .packing import read_meta, too_many_bad
 
 # %% ../../nbs/appendix/checker.ipynb #e7a043b3
 NOTE, EVENT, STRUCTURE = 0, 1, 2       # severities
@@ -76,7 +76,7 @@ def batch_faults(source: Path, # a batch file of pulses
     for b, text in sorted(bad.items()):
         yield as_fault(EVENT, text, source, int(meta['event_id'][b]))
     all_bad = len(bad.keys() | angles.keys())
-    if too_many(all_bad, len(meta['event_id'])):
+    if too_many_bad(all_bad, len(meta['event_id'])):
         yield structural(source, f'{all_bad:,} bad events, too many to go on without them')
     if left_out:
         yield Fault(NOTE, source, None, None, f'{left_out:,} rows belong to no event')
