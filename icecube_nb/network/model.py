@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIME_UNIT_M', 'POOLINGS', 'Block', 'feature_columns', 'pick', 'rotary_angles', 'rotate', 'swap_halves',
            'NormaliseAndRotate', 'event_index', 'MeanPool', 'AttentionPool', 'build_pooling', 'event_summary',
-           'full_precision', 'block_dtype', 'needed_features', 'compute_answers', 'compiled_answers', 'Model',
+           'autocast_dtype', 'full_precision', 'needed_features', 'compute_answers', 'compiled_answers', 'Model',
            'init_weights', 'count_parameters', 'load_weights']
 
 # %% ../../nbs/02_model.ipynb #9a6e91ae
@@ -211,16 +211,16 @@ def event_summary(features: Tensor, # (N, F)
                       count.log1p()/3, offsets.diff()[:, None].log1p()/3, charge.log1p()/3], 1) # (B, 14)
 
 # %% ../../nbs/02_model.ipynb #19e2df05
+def autocast_dtype(x: Tensor # tells the device
+    ) -> torch.dtype|None: # None where autocast is off
+    "The number format of autocast."
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else None
+
 def full_precision(x: Tensor # tells the device
     ) -> AbstractContextManager:
     "Autocast switched off, where it is on."
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-def block_dtype(x: Tensor) -> torch.dtype:
-    "The number format in which the blocks compute what becomes of `x`."
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.autocast(x.device.type, enabled=False) if autocast_dtype(x) else nullcontext()
 
 # %% ../../nbs/02_model.ipynb #0d5a0005
 def needed_features(config: ModelConfig) -> list[str]:
@@ -284,7 +284,7 @@ class Model(nn.Module):
                 offsets: Tensor, # (B+1,) first row of each event, and N
                 lengths: np.ndarray|None = None # (B,) on the host; None: read from `offsets`, a wait on a GPU
         ) -> Output:
-        name, _ = choose_backend(self.backend, features.device, block_dtype(features), self.head_size)
+        name, _ = choose_backend(self.backend, features.device, autocast_dtype(features) or features.dtype, self.head_size)
         backend = BACKENDS[name]
         shared = backend.prepare(offsets, host_lengths(offsets, lengths))
         by_compiler = self.compiled and backend.one_graph and self.logit_bounds is None
