@@ -38,7 +38,7 @@ from icecube_nb.data.prepare import Prepared, prepare
 from icecube_nb.data.pulses import code_tables, turn_features
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
-from icecube_nb.inference.predict import answer_batch, load_predictor
+from icecube_nb.inference.predict import answer_batch_file, load_predictor
 from icecube_nb.inference.summaries import method_errors
 from icecube_nb.network.heads import decode_heads, loss_of_heads
 from icecube_nb.network.model import load_weights
@@ -243,7 +243,7 @@ def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) ->
     config = override(preset('deep'), {'train.muon_lr_factor': muon_lr_factor})
     state = train(prepared, run, config, minutes, 'cpu', Progress('training'))
     packed = load_packed(next(iter(prepared.test.values())))
-    columns = answer_batch(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
+    columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
     truth = pd.read_parquet(data/'test_truth.parquet')
     errors = method_errors(packed, columns, truth, prepared)
     found = error_table(errors, columns['pulses'])

@@ -38,7 +38,7 @@ from .inference.answers import read_answers
 from .inference.ensemble_folder import (copy_whole, is_ensemble, load_with_networks,
                                                   read_ensemble_note)
 from .inference.ensemble_predict import answer_by_ensemble, predict_ensemble
-from .inference.predict import Deadline, Prediction, answer_batch, load_predictor, predict
+from .inference.predict import Deadline, Prediction, answer_batch_file, load_predictor, predict
 from .core.outputs import check_folder, refuse_others
 from .core.storage import file_checksum, folder_written_whole, read_note, written_whole
 from .data.packed import load_packed
@@ -161,7 +161,7 @@ def answer_function(run: Path, prepared: Prepared, # with the test batches to be
         return together
     predictor = load_predictor(run, device, precision)
     sensors = lambda config: sensors_of_run(prepared, config.data)
-    return lambda batch_id: answer_batch(load_packed(prepared.test[batch_id]), sensors, predictor)
+    return lambda batch_id: answer_batch_file(load_packed(prepared.test[batch_id]), sensors, predictor)
 
 # %% ../nbs/06_kaggle.ipynb #e663c40a
 def answer_check(folder: Path, # `check` of a bundle

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..core.arrow_files import arrow_column, check_bytes, map_arrow, named_error, write_arrow
 from ..core.storage import fingerprint
+from ..data.pulses import mix_bits
 from ..physics.angles import direction_from_angles
 
 # %% ../../nbs/appendix/answers.ipynb #241b03e5
@@ -132,11 +133,10 @@ def open_dump(folder: str|Path, # of `predict --dump`
 def fold_of(event_id: np.ndarray, # (B,) int64
             folds: int, seed: int = 0
     ) -> np.ndarray: # (B,) 0 to folds - 1
-    "The fold each event belongs to: a hash of its id (SplitMix64)."
-    x = np.asarray(event_id).astype(np.uint64) + np.uint64((seed + 1)*0x9E3779B97F4A7C15 % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift)))*np.uint64(factor)
-    return ((x ^ (x >> np.uint64(31))) % np.uint64(folds)).astype(np.int64)
+    "The fold each event belongs to: a hash of its id."
+    start = np.uint64((seed + 1)*0x9E3779B97F4A7C15 % 2**64).astype(np.int64)
+    mixed = mix_bits(np.asarray(event_id, np.int64) + start)
+    return (mixed.view(np.uint64) % np.uint64(folds)).astype(np.int64)
 
 # %% ../../nbs/appendix/answers.ipynb #f0a50021
 def usable_rows(dump: Dump) -> np.ndarray: # (r,) row numbers

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor', 'placed', 'fill_rows',
-           'answer_micro_batch', 'compute_batches', 'answer_events', 'fallback_direction', 'choose_head', 'Deadline',
-           'answer_by_fallback', 'answer_batch', 'Prediction', 'count_answers', 'predict', 'own_files', 'check_files',
-           'bad_events', 'answer_files', 'answers_fingerprint']
+           'compute_answers', 'map_batches', 'answer_events', 'fallback_direction', 'choose_head', 'Deadline',
+           'answer_by_fallback', 'answer_batch_file', 'Prediction', 'count_answers', 'predict', 'own_files',
+           'check_files', 'bad_events', 'answer_files', 'answers_fingerprint']
 
 # %% ../../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
@@ -27,7 +27,7 @@ from ..core.config import Config
 from ..core.cpu_workers import CpuWorkerPool
 from ..core.outputs import check_file, check_folder, working_folder
 from ..core.storage import fingerprint, remove_leftovers
-from ..data.batching import EventBatch, EventFile, inference_batches, prefetch
+from ..data.batching import EventBatch, EventFile, Events, event_batch, plan_inference, prefetch
 from ..data.packed import PackedBatch, load_packed
 from ..data.prepare import Prepared, prepare
 from ..data.pulses import code_tables
@@ -139,32 +139,37 @@ def fill_rows(columns: dict[str, np.ndarray], # is changed
 
 # %% ../../nbs/04_infer.ipynb #a0c903bd
 @torch.no_grad()
-def answer_micro_batch(predictor: Predictor, batch: EventBatch, decode: str, dump: bool
+def compute_answers(predictor: Predictor, batch: EventBatch, # on its device
+                    decode: str, dump: bool
     ) -> tuple[dict[str, np.ndarray], np.ndarray]: # name to (b,) or (b, n), and the numbers of the events
-    "The model's answers to a micro-batch."
-    moved, dtype = batch.to(predictor.device), PRECISION[predictor.precision]
-    dtype = dtype if predictor.engine == 'torch' else None
+    "The network's answers to a batch; the host waits for the device only when it reads them."
+    dtype = PRECISION[predictor.precision] if predictor.engine == 'torch' else None
     with torch.autocast(predictor.device.type, dtype) if dtype else nullcontext():
-        output = predictor.model(moved.features, moved.offsets, moved.lengths)
+        output = predictor.model(batch.features, batch.offsets, batch.lengths)
     answers = decode_heads(output, predictor.bins, decode)
     if dump:
         answers |= {k: x.float().cpu().numpy() for k, x in output.items()}
     return answers, batch.event
 
-# %% ../../nbs/04_infer.ipynb #f0f50002
-def compute_batches(predictor: Predictor, work: Callable, # work(predictor, batch)
-                    batches: Iterable[EventBatch]
-    ) -> Iterator: # what `work` gives, in the order of the batches
-    "Compute micro-batches on all devices of a predictor, or on all cores."
+# %% ../../nbs/04_infer.ipynb #f0f50020
+def map_batches(predictor: Predictor, plan: Iterable[Events], # the events of each batch
+                build: Callable[[Predictor, Events], EventBatch],
+                compute: Callable[[Predictor, EventBatch], tuple]
+    ) -> Iterator: # what `compute` gives, in the order of the plan
+    "Build and compute batches on all devices of a predictor, or on all cores."
     if predictor.engine != 'torch':
-        yield from (work(predictor, batch) for batch in batches)
-    elif predictor.device.type == 'cpu' and not predictor.copies:
+        batches = prefetch(build(predictor, chosen) for chosen in plan)
+        yield from (compute(predictor, batch) for batch in batches)
+        return
+    work = lambda replica, chosen: compute(replica, build(replica, chosen))
+    if predictor.device.type == 'cpu' and not predictor.copies:
         with CpuWorkerPool() as pool:
-            yield from pool.map(partial(work, predictor), batches)
+            yield from pool.map(partial(work, predictor), plan)
     else:
         with DevicePool([predictor, *predictor.copies]) as pool:
-            yield from pool.map(work, batches)
+            yield from pool.map(work, plan)
 
+# %% ../../nbs/04_infer.ipynb #f0f50002
 def answer_events(predictor: Predictor, packed: PackedBatch,
                   events: np.ndarray, # (E,) numbers of events in `packed`
                   sensors: np.ndarray, # (S, 6)
@@ -173,15 +178,18 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
                   progress: Callable[[int], None]|None = None, # called with events done
                   stop: Callable[[int], bool]|None = None # asked with events done; True leaves the rest NaN
     ) -> dict[str, np.ndarray]: # name to (E,) or (E, n); NaN for an event without pulses
-    "The model's answers to `events`, in their order."
+    "The network's answers to `events`, in their order."
     place, columns, done = np.full(len(packed), -1), {}, 0
     place[events] = np.arange(len(events))
-    torch_cpu = predictor.engine == 'torch' and predictor.device.type == 'cpu'
-    budget = PULSE_BUDGET['cpu' if torch_cpu else 'cuda']
-    c, file = predictor.config, EventFile(packed, code_tables(sensors, predictor.device))
-    batches = prefetch(inference_batches(file, events, c.model.features, c.data.max_pulses, budget))
-    work = partial(answer_micro_batch, decode=decode, dump=dump)
-    with closing(compute_batches(predictor, work, batches)) as results:
+    devices = {each.device for each in (predictor, *predictor.copies)}
+    files = {device: EventFile(packed, code_tables(sensors, device)) for device in devices}
+    features, most = predictor.config.model.features, predictor.config.data.max_pulses
+    on_cpu = predictor.engine == 'torch' and predictor.device.type == 'cpu'
+    budget = PULSE_BUDGET['cpu' if on_cpu else 'cuda']
+    plan = plan_inference(files[predictor.device], events, features, most, budget)
+    build = lambda replica, chosen: event_batch({0: files[replica.device]}, chosen, features, most)
+    compute = partial(compute_answers, decode=decode, dump=dump)
+    with closing(map_batches(predictor, plan, build, compute)) as results:
         for answers, numbers in results:
             if stop and stop(done):
                 break
@@ -251,7 +259,7 @@ def answer_by_fallback(columns: dict[str, np.ndarray], # of `answer_events`, cha
     return missing
 
 # %% ../../nbs/04_infer.ipynb #b928d7aa
-def answer_batch(packed: PackedBatch, sensors: Callable[[Config], np.ndarray], # settings to (S, 6)
+def answer_batch_file(packed: PackedBatch, sensors: Callable[[Config], np.ndarray], # settings to (S, 6)
                  predictor: Predictor,
                  long: Predictor|None = None, # answers the events that are as long as those it was trained on
                  decode: str = 'mean_vector', answer: str|None = None, dump: bool = False,
@@ -381,7 +389,7 @@ def answer_files(files: dict[int, Path], # batch_id to packed file
         wanted = answers_fingerprint(packed, predictors, decode, answer, dump)
         report = (lambda n, b=before: progress(b + n, total, f'batch {batch_id}')) if progress else None
         if fingerprint_of(target) != wanted:
-            columns = answer_batch(packed, sensors, *predictors, decode=decode, answer=answer, dump=dump,
+            columns = answer_batch_file(packed, sensors, *predictors, decode=decode, answer=answer, dump=dump,
                                    progress=report, deadline=deadline, after=total - before - len(packed))
             if dump:
                 columns |= event_summaries(packed, position) | {

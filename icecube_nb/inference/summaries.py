@@ -74,7 +74,7 @@ def summaries_of(pulses: np.ndarray, # (N, 3) uint16 as packed
 HEAD_LABELS = {'classes': 'classification heads'}   # in tables; of others: NAME head
 
 def method_errors(packed: PackedBatch, # test events
-                  columns: dict[str, np.ndarray], # answers to them, as `answer_batch` gives them
+                  columns: dict[str, np.ndarray], # answers to them, as `answer_batch_file` gives them
                   truth: pd.DataFrame, # event_id, azimuth, zenith of at least these events
                   prepared: Prepared # geometry, and training events for the constant guess
     ) -> dict[str, np.ndarray]: # method to (B,) angular errors [rad]
