@@ -86,7 +86,8 @@ def fit_angle_bins(meta_path: str|Path, # train_meta.parquet
         check_angles(rows, path, row, bad)
         if bad:
             rows = np.delete(rows, list(bad))
-        azimuth.add(rows['azimuth']), zenith.add(rows['zenith'])
+        azimuth.add(rows['azimuth'])
+        zenith.add(rows['zenith'])
         row += len(piece)
     if not azimuth.counts.any():
         raise ValueError(f'{path} has no rows to fit angle bins to; copy it again')

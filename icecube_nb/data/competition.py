@@ -235,8 +235,8 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
     split = meta_path.stem.removesuffix('_meta')
     kinds = INDICES if split == 'test' else INDICES | ANGLES
     open_parquet(meta_path, kinds) # raises before anything is written
-    made_of, note = fingerprint(meta_path), out/f'{split}.json'
-    if (old := read_note(note)).get('fingerprint') == made_of:
+    made_from, note = fingerprint(meta_path), out/f'{split}.json'
+    if (old := read_note(note)).get('fingerprint') == made_from:
         files = {b: out/f'{split}_batch_{b}.parquet' for b in old.get('batches', [])}
         if files and all(f.is_file() for f in files.values()):
             return files
@@ -249,14 +249,13 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
             rows = np.fromfile(spill[batch_id], dtype)
             table = pa.table({name: rows[name] for name in dtype.names})
             with written_whole(path) as part:
-                pq.write_table(table, part, use_dictionary=False,
-                                                             write_page_checksum=True)
+                pq.write_table(table, part, use_dictionary=False, write_page_checksum=True)
             spill[batch_id].unlink()
     finally:
         for raw in spill.values():
             raw.unlink(missing_ok=True)
     with written_whole(note) as part:
-        part.write_text(json.dumps({'fingerprint': made_of, 'batches': list(files)}))
+        part.write_text(json.dumps({'fingerprint': made_from, 'batches': list(files)}))
     return files
 
 # %% ../../nbs/appendix/competition_files.ipynb #6abc9031
