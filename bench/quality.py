@@ -32,7 +32,8 @@ import torch
 
 from icecube_nb.core.config import Config, cache_folder, override, preset
 from icecube_nb.core.progress import Progress
-from icecube_nb.data.batching import EventFile, TrainingEvents, inference_batches
+from icecube_nb.data.batching import EventFile, inference_batches
+from icecube_nb.data.epochs import TrainingEvents
 from icecube_nb.data.packed import PackedBatch, load_packed
 from icecube_nb.data.prepare import Prepared, prepare
 from icecube_nb.data.pulses import code_tables, turn_features

@@ -36,6 +36,7 @@ LAYERS = [
     ['network.model'],
     ['network.heads'],
     ['network.attention', 'network.losses'],
+    ['data.epochs'],
     ['data.check', 'data.batching'],
     ['data.prepare', 'data.pulses'],
     ['data.packing'],

@@ -20,8 +20,8 @@ import torch
 from ..core.config import Config, override, preset
 from ..core.outputs import mark_folder
 from ..core.progress import Progress
-from ..data.batching import (EventFile, TrainingEvents, inference_batches, prefetch,
-                                      training_steps)
+from ..data.batching import EventFile, inference_batches, prefetch
+from ..data.epochs import TrainingEvents, training_steps
 from ..data.competition import find_data
 from ..data.packed import PackedBatch, load_packed
 from ..data.prepare import Prepared, prepare, split_batches

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..core.cpu_workers import CpuWorkerPool
-from ..data.batching import EventBatch, OptimiserStep, split_microbatches
+from ..data.batching import EventBatch, split_microbatches
+from ..data.epochs import OptimiserStep
 from ..network.heads import loss_of_heads, loss_weights
 from .distributed import sum_over_processes, without_sync
 from .precision import guarded_step, reduced, watch_logits
