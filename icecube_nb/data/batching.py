@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['group_by_length', 'batches_by_pulses', 'split_by_pulses', 'EventFile', 'fits', 'count_events', 'EventBatch', 'Events',
-           'read_tokens', 'event_batch', 'in_order_of_length', 'make_batch', 'split_microbatches', 'inference_batches',
-           'prefetch']
+           'read_tokens', 'event_batch', 'in_order_of_length', 'make_batch', 'split_microbatches', 'plan_inference',
+           'inference_batches', 'prefetch']
 
 # %% ../../nbs/01b_batching.ipynb #20f51df4
 import math
@@ -221,6 +221,21 @@ def split_microbatches(batch: EventBatch, # events in the order of length, for e
     return [batch.events(start, stop) for start, stop in zip(cuts[:-1], cuts[1:])]
 
 # %% ../../nbs/01b_batching.ipynb #965059e7
+def plan_inference(file: EventFile,
+                   events: np.ndarray, # (E,) event numbers; those without a pulse are left out
+                   feature_set: str, max_pulses: int,
+                   pulse_budget: int = 4096, # tokens a batch may hold
+                   seed: int = 0 # of the subsets of long events
+    ) -> list[Events]: # of each batch
+    "Which events go into which batch, in order of length."
+    events = np.asarray(events, np.int64)
+    events = events[file.lengths(events) > 0]
+    key = np.random.default_rng([seed, 5, file.packed.batch_id]).integers(1 << 63)
+    chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set),
+                    np.full(len(events), key))
+    lengths = np.minimum(token_lengths(chosen.counts, feature_set), max_pulses)
+    return [chosen.take(rows) for rows in batches_by_pulses(lengths, pulse_budget)]
+
 def inference_batches(file: EventFile,
                       events: np.ndarray, # (E,) event numbers; those without a pulse are left out
                       feature_set: str, max_pulses: int,
@@ -228,14 +243,8 @@ def inference_batches(file: EventFile,
                       seed: int = 0 # of the subsets of long events
     ) -> Iterator[EventBatch]: # on the file's device
     "Batches of a file in order of length; what an event shows does not depend on how the file is cut."
-    events = np.asarray(events, np.int64)
-    events = events[file.lengths(events) > 0]
-    key = np.random.default_rng([seed, 5, file.packed.batch_id]).integers(1 << 63)
-    chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set),
-                    np.full(len(events), key))
-    lengths = np.minimum(token_lengths(chosen.counts, feature_set), max_pulses)
-    for rows in batches_by_pulses(lengths, pulse_budget):
-        yield event_batch({0: file}, chosen.take(rows), feature_set, max_pulses)
+    for chosen in plan_inference(file, events, feature_set, max_pulses, pulse_budget, seed):
+        yield event_batch({0: file}, chosen, feature_set, max_pulses)
 
 # %% ../../nbs/01b_batching.ipynb #058030d0
 def prefetch(batches: Iterable, # of anything
