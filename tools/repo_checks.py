@@ -20,6 +20,8 @@ from structure import PACKAGE, module_files as modules, notebook_files as notebo
 LAYERS = [
     ['__main__'],
     ['cli'],
+    ['demo'],
+    ['commands'],
     ['kaggle', 'show'],
     ['inference.robustness', 'inference.ensemble_predict'],
     ['inference.ensemble_folder'],
