@@ -21,21 +21,21 @@ from ..data.competition import reading
 Change = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame] # pulses of one batch, event_id as index
 
 def jitter(sigma_ns: float) -> Change:
-    "Times that are off by a Gaussian."
+    "Add a Gaussian error to all times."
     def change(pulses, rng):
         off = np.rint(rng.normal(0, sigma_ns, len(pulses))).astype(np.int64)
         return pulses.assign(time=np.maximum(pulses['time'] + off, 0))
     return change
 
 def dead(share: float, sensors: int = 5160) -> Change:
-    "A share of all sensors gives no pulses."
+    "Silence a share of all sensors."
     def change(pulses, rng):
         off = rng.permutation(sensors)[:round(share*sensors)]
         return pulses[~pulses['sensor_id'].isin(off)]
     return change
 
 def scaled_charge(factor: float) -> Change:
-    "All charges are too large or too small."
+    "Multiply all charges."
     return lambda pulses, rng: pulses.assign(charge=pulses['charge']*factor)
 
 CHANGES = {'as it is': lambda pulses, rng: pulses, '5 ns jitter': jitter(5), '10 % dead sensors': dead(0.1),
