@@ -56,7 +56,7 @@ class Head:
     "An answer of the network."
     name: str                                       # in `model.outputs` and in the columns of the answers
     build: Callable[[ModelConfig], dict[str, nn.Module]] # settings to layers by name
-    outputs: dict[str, tuple[str, ...]]             # answer to the names of the layers that lead to it, in order
+    outputs: dict[str, tuple[str, ...]]             # answer to the names of the layers that lead to it
     loss: Loss                                      # what it is trained by
     decode: Callable[[Mapping[str, Tensor], Bins, str], tuple[Tensor, Tensor, Tensor]]
         # (answers, bins, way to decode classes) to azimuth (B,) rad, zenith (B,) rad, confidence (B,)
@@ -72,7 +72,8 @@ def build_classes(config: ModelConfig) -> dict[str, nn.Module]:
 
 HEADS = {head.name: head for head in (
     Head('classes', build_classes,
-         {'azimuth_logits': ('azimuth_neck', 'azimuth_head'), 'zenith_logits': ('zenith_neck', 'zenith_head')},
+         {'azimuth_logits': ('azimuth_neck', 'azimuth_head'),
+          'zenith_logits': ('zenith_neck', 'zenith_head')},
          LOSSES['bin_loss'],
          lambda out, bins, how: decode_bins(out['azimuth_logits'], out['zenith_logits'], bins, how)),
     Head('vector', lambda c: {'vector_head': VectorHead(c.width, c.activation)},
@@ -96,7 +97,7 @@ def output_layers(config: ModelConfig) -> dict[str, tuple[str, ...]]: # answer t
     for head in heads_of(config):
         for name in head.outputs:
             if name in layers or name == 'pooled':
-                raise ValueError(f'head {head.name!r} gives {name!r}, which is taken; rename it in its definition')
+                raise ValueError(f'head {head.name!r} gives {name!r}, a name that is taken; choose another')
         layers |= head.outputs
     return layers
 
@@ -157,7 +158,7 @@ def find_loss(name: str) -> Loss:
 def loss_of_heads(output: Mapping[str, Tensor], # of the network
                   azimuth: Tensor, zenith: Tensor, # (B,) rad, the truth
                   bins: Bins, kernel: Tensor, # of `smoothing_kernel`
-                  weights: Mapping[str, float]|None = None # of `loss_weights`; None: every head's loss, weight 1
+                  weights: Mapping[str, float]|None = None # of `loss_weights`; None: the loss of every head
     ) -> tuple[Tensor, dict[str, Tensor]]: # the sum, and each term without its weight for the log
     "Mean loss of a batch."
     if weights is None:
@@ -175,11 +176,12 @@ def heads_in(output: Mapping[str, Tensor]) -> list[Head]:
 def decode_heads(output: Mapping[str, Tensor], # of the network
                  bins: Bins, # on the same device
                  how: str = 'mean_vector' # how classes are read back; or `published`
-    ) -> dict[str, np.ndarray]: # HEAD_azimuth, HEAD_zenith [rad] and HEAD_confidence of each head, (B,) float64
+    ) -> dict[str, np.ndarray]: # HEAD_azimuth, HEAD_zenith [rad], HEAD_confidence of each head, (B,) float64
     "The answers of the heads as angles in range, with their confidence."
     columns = {}
     for head in heads_in(output):
-        azimuth, zenith, confidence = (x.detach().cpu().double().numpy() for x in head.decode(output, bins, how))
+        azimuth, zenith, confidence = (
+            x.detach().cpu().double().numpy() for x in head.decode(output, bins, how))
         columns |= {f'{head.name}_azimuth': np.where(azimuth >= 2*np.pi, 0.0, azimuth),
                     f'{head.name}_zenith': np.clip(zenith, 0, np.pi), f'{head.name}_confidence': confidence}
     return columns

@@ -99,7 +99,7 @@ def swap_halves(x: Tensor) -> Tensor: # (..., D) both
     return torch.cat(x.chunk(2, -1)[::-1], -1)
 
 class NormaliseAndRotate(torch.autograd.Function):
-    "Normalise queries and keys and `rotate` them in one function whose gradient takes few passes over memory."
+    "Normalise queries and keys and `rotate` them; the gradient takes few passes over memory."
     @staticmethod
     def forward(ctx, x: Tensor, # (N, 2, H, D/H) queries and keys
                 gain: Tensor, # (2, D/H) of their norms
@@ -262,7 +262,7 @@ class Model(nn.Module):
         ):
         super().__init__()
         c, self.backend = config, backend
-        self.compiled = False                               # True: run by torch.compile, where the backend can
+        self.compiled = False                    # True: run by torch.compile, where the backend can
         self.logit_bounds: list[Tensor]|None = None         # a list: each layer adds the bound of its scores
         if c.width % c.heads:
             raise ValueError(f'model.width {c.width} must be a multiple of model.heads {c.heads}')
@@ -284,7 +284,8 @@ class Model(nn.Module):
                 offsets: Tensor, # (B+1,) first row of each event, and N
                 lengths: np.ndarray|None = None # (B,) on the host; None: read from `offsets`, a wait on a GPU
         ) -> Output:
-        name, _ = choose_backend(self.backend, features.device, autocast_dtype(features) or features.dtype, self.head_size)
+        dtype = autocast_dtype(features) or features.dtype # of the blocks
+        name, _ = choose_backend(self.backend, features.device, dtype, self.head_size)
         backend = BACKENDS[name]
         shared = backend.prepare(offsets, host_lengths(offsets, lengths))
         by_compiler = self.compiled and backend.one_graph and self.logit_bounds is None

@@ -43,8 +43,9 @@ def published_shapes(config: ModelConfig # `small().model` or `full().model`
     width, neck, zenith = config.width, config.neck, config.zenith_bins + 2*config.zenith_mirror
     shapes = {'inp.weight': (width, 9), 'inp.bias': (width,)}
     for i in range(config.layers):
-        for name, shape in (('ln_1', (width,)), ('attn.c_attn', (3*width, width)), ('attn.c_proj', (width, width)),
-                            ('ln_2', (width,)), ('mlp.0', (4*width, width)), ('mlp.2', (width, 4*width))):
+        for name, shape in (('ln_1', (width,)), ('attn.c_attn', (3*width, width)),
+                            ('attn.c_proj', (width, width)), ('ln_2', (width,)),
+                            ('mlp.0', (4*width, width)), ('mlp.2', (width, 4*width))):
             shapes[f'encoder.attn.{i}.{name}.weight'] = shape
     for head in ('az', 'zn'):
         for i, shape in ((0, (width,)), (1, (4*width, width)), (3, (neck, 4*width))):
@@ -80,4 +81,5 @@ def read_published(path: Path # a Lightning `.ckpt`
                          'nothing that needs code to load') from None
     if width not in heads:
         raise ValueError(f'{path} is {width} wide; the published networks are 64 or 512 wide')
-    return ModelConfig(width=width, heads=heads[width], layers=layers, neck=neck, outputs=('classes',)), weights
+    config = ModelConfig(width=width, heads=heads[width], layers=layers, neck=neck, outputs=('classes',))
+    return config, weights
