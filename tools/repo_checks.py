@@ -34,6 +34,7 @@ LAYERS = [
     ['training.state'],
     ['training.optimise', 'training.distributed', 'training.runs'],
     ['training.precision', 'training.checkpoints'],
+    ['training.hardware'],
     ['network.published', 'network.engines'],
     ['network.model'],
     ['network.heads'],

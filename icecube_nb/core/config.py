@@ -78,6 +78,9 @@ class TrainConfig:
     save_every: int = 1000         # steps between two checkpoints; each epoch ends with one as well
     keep_last: int = 2             # checkpoints kept, the best not counted
     validation_events: int = 2000  # events that are answered after each epoch
+    attention: str = 'auto'        # kernel: `auto` = the fastest that runs; names in notebook 02a
+    pass_pulses: int = 0           # most pulses of a forward pass on a GPU; 0 = what its memory holds
+    compile: bool = False          # compile the network with torch.compile (a minute at the start)
 
 # %% ../../nbs/appendix/config.ipynb #9380053a
 @dataclass(frozen=True)

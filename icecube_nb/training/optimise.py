@@ -29,6 +29,9 @@ def orthogonalise(matrix: Tensor, # (..., m, n)
 # %% ../../nbs/03c_optimise.ipynb #cae81173
 class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised (Jordan et al. 2024), for hidden matrices."
+    _step_supports_amp_scaling = True   # torch's mark of an optimiser that obeys `found_inf`
+    found_inf: Tensor|None = None       # () 1 on the device: change nothing in this step
+
     def __init__(self, matrices: list[tuple[nn.Parameter, int]], # matrix, and how many it is made of
                  lr: float, momentum: float = 0.95,
                  scale: float = 1.0): # times the schedule's rate is this group's rate
@@ -36,23 +39,40 @@ class Muon(torch.optim.Optimizer):
         groups = [{'params': [p for p, n in matrices if (tuple(p.shape), n) == (shape, pieces)],
                    'pieces': pieces} for shape, pieces in shapes]
         super().__init__(groups, dict(lr=lr, momentum=momentum, scale=scale))
+        self.stacks = {}                # number of a group -> its momenta, whole and as views
 
     @torch.no_grad()
     def step(self) -> None:
         "One step for every matrix that has a gradient."
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             params = [p for p in group['params'] if p.grad is not None]
             if not params:
                 continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]['momentum'] = torch.zeros_like(p)
-                self.state[p]['momentum'].lerp_(p.grad, 1 - group['momentum'])
-            ahead = [p.grad.lerp(self.state[p]['momentum'], group['momentum']) for p in params] # Nesterov
-            stack = torch.stack(ahead).unflatten(1, (group['pieces'], -1))              # (P, pieces, m, n)
-            change = orthogonalise(stack)*max(1, stack.shape[-2]/stack.shape[-1])**0.5
-            for p, c in zip(params, change.flatten(1, 2)):
-                p.add_(c, alpha=-group['lr'])
+            momentum = self._momentum(number, params)                                   # (P, m, n)
+            gradient = torch.stack([p.grad for p in params])                            # (P, m, n)
+            if self.found_inf is not None:
+                gradient = torch.where(self.found_inf > 0, momentum, gradient)
+            momentum.lerp_(gradient, 1 - group['momentum'])
+            ahead = gradient.lerp(momentum, group['momentum'])                          # Nesterov
+            pieces = ahead.unflatten(1, (group['pieces'], -1))                          # (P, pieces, m, n)
+            change = orthogonalise(pieces)*max(1, pieces.shape[-2]/pieces.shape[-1])**0.5
+            if self.found_inf is not None:
+                change = change*(self.found_inf <= 0)
+            torch._foreach_add_(params, list(change.flatten(1, 2).unbind()), alpha=-group['lr'])
+
+    def _momentum(self, number: int, # of the group
+                  params: list[nn.Parameter] # its matrices that have a gradient
+        ) -> Tensor: # (P, m, n), zeros before the first step
+        "The momenta of `params` in one piece of memory; the state of each matrix holds a view of it."
+        stack, views = self.stacks.get(number, (None, []))
+        states = [self.state[p] for p in params]
+        if len(views) != len(params) or any(s.get('momentum') is not v for s, v in zip(states, views)):
+            stack = torch.stack([s.get('momentum', torch.zeros_like(p)) for p, s in zip(params, states)])
+            views = list(stack.unbind())
+            for state, view in zip(states, views):
+                state['momentum'] = view
+            self.stacks[number] = stack, views
+        return stack
 
 # %% ../../nbs/03c_optimise.ipynb #0a536d5f
 def hidden_matrices(model: nn.Module # with `blocks`, as `model.Model`
@@ -61,10 +81,23 @@ def hidden_matrices(model: nn.Module # with `blocks`, as `model.Model`
     return [(module.weight, 3 if name.endswith('.qkv') else 1) for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and name.startswith('blocks.')]
 
+# %% ../../nbs/03c_optimise.ipynb #0e2c0a03
 class JointOptimiser:
     "Several optimisers that look like one."
+    _step_supports_amp_scaling = True
+
     def __init__(self, *optimisers: torch.optim.Optimizer):
         self.optimisers = optimisers
+
+    @property
+    def found_inf(self) -> Tensor|None:
+        "1 on the device: change nothing in this step."
+        return self.optimisers[0].found_inf
+
+    @found_inf.setter
+    def found_inf(self, found: Tensor|None) -> None:
+        for o in self.optimisers:
+            o.found_inf = found
 
     @property
     def param_groups(self) -> list[dict]:
