@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DetectorRecord', 'folder_detector', 'check_files', 'save_checkpoint', 'find_checkpoint', 'load_checkpoint',
-           'read_detector', 'check_detector', 'with_folder_ice']
+           'read_detector', 'check_detector', 'with_folder_ice', 'sensors_of_run']
 
 # %% ../../nbs/appendix/checkpoints.ipynb #5a3e0823
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, load_file, save
 
-from ..core.config import Config, from_json, to_json
+from ..core.config import Config, DataConfig, from_json, to_json
 from ..core.storage import file_checksum, folder_written_whole
 from ..data.competition import folder_ice
 from ..data.prepare import Prepared
-from ..physics.detector import check_ice, describe_ice, ice_of_text, read_geometry
+from ..physics.detector import (check_ice, describe_ice, ice_of_text, read_geometry,
+                                         sensor_features)
 
 # %% ../../nbs/appendix/checkpoints.ipynb #c7d0a002
 @dataclass(frozen=True)
@@ -161,10 +163,10 @@ def check_detector(checkpoint: str|Path, # a checkpoint folder, or a run
         raise ValueError(f'{folder} learned with {known}, but {prepared.folder} has {here}; name a run that was '
                          'trained on these data, or answer them all the same with --other-detector')
 
-# %% ../../nbs/appendix/checkpoints.ipynb #c7d0a006
-def with_folder_ice(config: Config,
-                    prepared: Prepared, # the data a run learns from
-                    run: str|Path # that begins or goes on
+# %% ../../nbs/appendix/checkpoints.ipynb #4acacf15
+def with_folder_ice(config: Config, # of a run that is to begin, or to go on
+                    prepared: Prepared, # the folder it learns from
+                    run: str|Path # its folder
     ) -> Config:
     "The settings with the ice of the folder, or with that of the run if it has begun."
     try:
@@ -173,3 +175,16 @@ def with_folder_ice(config: Config,
     except FileNotFoundError:
         ice = folder_ice(prepared.folder)
     return replace(config, data=replace(config.data, ice=ice))
+
+# %% ../../nbs/appendix/checkpoints.ipynb #a8e46fca
+def sensors_of_run(prepared: Prepared, # the folder to be answered
+                   data: DataConfig # settings of the run
+    ) -> np.ndarray: # (S, 6) of `detector.sensor_features`
+    "What the network of a run is told about each sensor; a warning if the folder has another ice."
+    here = folder_ice(prepared.folder)
+    if data.ice != here:
+        warnings.warn(f'the run learned with {describe_ice(data.ice)} and answers with it, but '
+                      f'{prepared.folder} has {describe_ice(here)}; train a run on these data to use that',
+                      stacklevel=2)
+    geometry = read_geometry(prepared.geometry_path)
+    return sensor_features(geometry, ice_of_text(data.ice), data.legacy_ice, data.legacy_qe)

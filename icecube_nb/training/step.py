@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'whole_step', 'split_step', 'microbatch_loss', 'gradients_one_by_one', 'gradients_by_workers',
            'cpu_workers_for', 'train_step', 'add_gradients', 'largest_logit', 'count_step', 'read_counts', 'retreat',
-           'read_steps']
+           'read_back']
 
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b04
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ..data.batching import EventBatch, split_microbatches
 from ..data.epochs import OptimiserStep
 from ..network.heads import loss_of_heads, loss_weights
 from .distributed import ProcessGroup, sum_tensor, without_sync
-from .hardware import LEAST_PULSES
+from .hardware import LEAST_PULSES, MOST_PULSES
 from .precision import guarded_step, reduced, watch_logits
 from .state import State, set_precision, update_average
 
@@ -29,13 +29,14 @@ def whole_step(microbatches: list[EventBatch]) -> OptimiserStep:
     total = sum(len(b.azimuth) for b in microbatches)
     return OptimiserStep(microbatches, [len(b.azimuth)/total for b in microbatches], total, len(microbatches))
 
-def split_step(step: OptimiserStep, pulses: int # of a microbatch, about; 0 = as it comes
+def split_step(step: OptimiserStep, pulses: int, # of a microbatch, about
+               always: bool = True # also split a batch that has no more pulses
     ) -> list[tuple[EventBatch, float]]: # microbatches, and weights of their mean losses
     "Split the batches of a step; the sum of the weights stays."
-    if not pulses:
-        return list(zip(step.microbatches, step.weights))
-    return [(part, weight*len(part.azimuth)/len(batch.azimuth)) for batch, weight in
-            zip(step.microbatches, step.weights) for part in split_microbatches(batch, pulses)]
+    parts = [split_microbatches(batch, pulses) if always or batch.lengths.sum() > pulses else [batch]
+             for batch in step.microbatches]
+    return [(part, weight*len(part.azimuth)/len(batch.azimuth))
+            for batch, weight, own in zip(step.microbatches, step.weights, parts) for part in own]
 
 def microbatch_loss(state: State, microbatch: EventBatch
     ) -> tuple[Tensor, dict[str, Tensor]]: # loss, and it and its terms for the log
@@ -51,7 +52,7 @@ def microbatch_loss(state: State, microbatch: EventBatch
 def gradients_one_by_one(state: State, step: OptimiserStep
     ) -> Iterator[tuple[float, dict[str, Tensor]]]: # weight and losses of each microbatch
     "Add up the gradients of a step, one microbatch after the other; processes take the mean of theirs."
-    microbatches = split_step(step, state.pass_pulses)
+    microbatches = split_step(step, state.pass_pulses or MOST_PULSES, always=False)
     for k, (microbatch, weight) in enumerate(microbatches):
         with without_sync(state.network, k == len(microbatches) - 1):
             loss, terms = microbatch_loss(state, microbatch)
@@ -155,7 +156,7 @@ def retreat(state: State # changed in place; its counts have been read
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b09
 OWN = ('largest_logit', 'gradient_norm')     # values of a row that are no sums over processes
 
-def read_steps(rows: list[dict[str, Tensor|int]], # of `train_step`, of one process
+def read_back(rows: list[dict[str, Tensor|int]], # of `train_step`, of one process
                processes: ProcessGroup, device: torch.device
     ) -> list[dict[str, float]]: # of all processes
     "Read steps back from the device, in one go, and add up the shares of the processes."
