@@ -26,11 +26,13 @@ EVENTS = 5000
 SIMULATED = 250                     # events that are simulated; the others are copies with fewer pulses
 LARGEST = 140_000                   # pulses of the last event; 131,072 are read in one piece
 MOST_RAD = 5e-5                     # allowed between two answers to one event
-INSTALL_SECONDS, ANSWER_SECONDS = 600, 600
+INSTALL_SECONDS, STEP_SECONDS = 600, 600
 
 
 def kaggle_versions(root: Path, report: Callable[[str], None] = lambda line: None) -> list[str]:
     "Kaggle's data libraries answer 5,000 events as our own do"
+    if not (root/'icecube_nb'/'kaggle.py').is_file():
+        return []                                               # no bundle to be made: nothing to check
     if not (root/CONSTRAINTS).is_file():
         return [f'{CONSTRAINTS} is missing: it lists the versions of Kaggle\'s image']
     start = time.monotonic()
@@ -42,10 +44,13 @@ def kaggle_versions(root: Path, report: Callable[[str], None] = lambda line: Non
         work = Path(folder).resolve()
         for step, libraries in (('make', None), ('answer', root/FOLDER)):
             start = time.monotonic()
-            done = run_step(step, work, root, libraries)
+            whose = 'our own' if libraries is None else 'Kaggle\'s'
+            try:
+                done = run_step(step, work, root, libraries)
+            except subprocess.TimeoutExpired:
+                return [f'{step} with {whose} versions took more than {STEP_SECONDS} s']
             report(f'{step}: {time.monotonic() - start:.1f} s')
             if done.returncode:
-                whose = 'our own' if libraries is None else 'Kaggle\'s'
                 return [f'{step} with {whose} versions failed: {error_line(done)}']
         return compare(work, root, report)
 
@@ -95,7 +100,7 @@ def run_step(step: str, work: Path, root: Path, libraries: Path | None) -> subpr
     place = work/'working'
     place.mkdir(exist_ok=True)
     command = [sys.executable, '-S', str(Path(__file__).resolve()), step, str(work)]
-    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=STEP_SECONDS)
 
 
 # ---- with our own versions: events, networks, a bundle, and the answers that are right ----
@@ -124,7 +129,7 @@ def make(work: Path) -> None:
     enlarge(data)
     predict(data, work/'run', work/'main.csv', device='cpu')
     predict_ensemble(data, work/'ensemble', work/'ensemble.csv', device='cpu')
-    shutil.rmtree(data/'packed')                                        # the other versions pack by themselves
+    shutil.rmtree(data/'packed')                                # the other versions pack by themselves
     note_versions(work/'ours.json')
 
 
@@ -145,7 +150,7 @@ def enlarge(data: Path) -> None:
     event_id, first, count = np.unique(pulses.index, return_index=True, return_counts=True)
     meta = pd.DataFrame({'batch_id': 3, 'event_id': event_id, 'first_pulse_index': first,
                          'last_pulse_index': first + count - 1})
-    pulses.to_parquet(data/'test'/'batch_3.parquet', use_dictionary=False)          # columns of megabytes
+    pulses.to_parquet(data/'test'/'batch_3.parquet', use_dictionary=False)          # megabytes a column
     meta.to_parquet(data/'test_meta.parquet')
     sample = pd.DataFrame({'event_id': event_id, 'azimuth': 1.0, 'zenith': 1.0})
     sample.to_parquet(data/'sample_submission.parquet', index=False)

@@ -34,7 +34,8 @@ class Progress:
                 return self._move_bar(done, total, comment)
             except Exception as e: # whatever a bar raises, the work goes on
                 self.live = False
-                print_line(f'{self.label}: no progress bar ({type(e).__name__}: {e}); lines instead')
+                if not isinstance(e, ModuleNotFoundError):
+                    print_line(f'{self.label}: no progress bar ({type(e).__name__}: {e}); lines instead')
         now = time.perf_counter()
         if now - self.last < self.every and done < total:
             return

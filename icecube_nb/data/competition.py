@@ -332,7 +332,7 @@ def whole_events(pieces: Iterable[pa.RecordBatch], # of a batch file, in order
 
 # %% ../../nbs/appendix/competition_files.ipynb #aca4f463
 def find_fault(pulses: dict[str, np.ndarray], # event_id, sensor_id, charge, each (N,), whole events in a row
-               event_id: np.ndarray, # (B,) whom the meta file says they belong to
+               event_id: np.ndarray, # (B,) the events they belong to, by the meta file
                lengths: np.ndarray, # (B,) pulses of each event, > 0
                sensors: int # S, sensors in the geometry
     ) -> tuple[int, str]|None: # row within `pulses` and what is wrong with it; None if all is well

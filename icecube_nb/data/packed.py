@@ -107,7 +107,7 @@ def range_rows(start: np.ndarray, # (B,) first row of each range
 
 # %% ../../nbs/appendix/packed_format.ipynb #2e37066d
 class Ranges(NamedTuple):
-    "Whose rows are whose in a batch file: B events that have pulses, in the order of the file."
+    "Which rows of a batch file belong to which event: B events that have pulses, in the order of the file."
     path: Path
     event_id: np.ndarray           # (B,) int64
     first: np.ndarray              # (B,) int64, row of the first pulse
@@ -127,7 +127,7 @@ def encode_events(ranges: Ranges,
     "Check and encode some events; ValueError names file, row, event and mend."
     lengths, row, keep = ranges.lengths[b:stop], int(ranges.first[b]), None
     if lengths.sum() < len(piece):
-        keep = range_rows(ranges.first[b:stop] - row, lengths) # some are nobody's
+        keep = range_rows(ranges.first[b:stop] - row, lengths) # some rows belong to no event
     pulses = {name: to_numpy(piece[name], name, ranges.path, row) for name in PULSES}
     if keep is not None:
         pulses = {name: values[keep] for name, values in pulses.items()}
@@ -201,7 +201,7 @@ def write_packed(path: Path, # the file to be made
                  pulses: np.ndarray, # (N, 3) uint16
                  about: dict[str, str] # kept in the file's header
     ) -> None:
-    "Write a packed batch, whole or not at all."
+    "Write a packed batch file, whole or not at all."
     columns = {'event_id': pa.array(event_id), 'azimuth': pa.array(azimuth, pa.float32()),
                'zenith': pa.array(zenith, pa.float32()), 'first_time_ns': pa.array(first_time_ns),
                'pulses': pa.LargeListArray.from_arrays(pa.array(offsets), arrow_column(pulses))}

@@ -189,7 +189,7 @@ def plan_jobs(data: Path, folder: Path, # competition files; prepared folder
 def remove_stale(folder: Path, # prepared folder
                  jobs: list[Job] # all batches of the splits that they belong to
     ) -> None:
-    "Remove packed files of the jobs' splits that are nobody's target."
+    "Remove packed files of the jobs' splits that no job writes."
     targets = {job.target for job in jobs}
     for split in {job.split for job in jobs}:
         for path in (folder/split).glob('batch_*.arrow'):
