@@ -52,6 +52,7 @@ def selected(device: torch.device) -> AbstractContextManager:
     "Make a card the current one of this thread: some kernels are launched on the current card only."
     return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
 
+# %% ../../nbs/appendix/all_cards.ipynb #f0ca0070
 class DevicePool:
     "Threads that compute on several devices; each item goes to a device that is free."
     def __init__(self, replicas: list, # one for each device: anything that has a `.device`

@@ -9,7 +9,8 @@ __all__ = ['SUMMARIES', 'HEAD_LABELS', 'line_fit_packed', 'event_summaries', 'su
 import numpy as np
 import pandas as pd
 
-from ..data.packed import PackedBatch, auxiliary_of, decode_charge, decode_time, sensor_of, load_packed
+from ..data.packed import (PackedBatch, auxiliary_of, decode_charge, decode_time, load_packed,
+                                    sensor_of)
 from ..data.prepare import Prepared
 from .evaluate import constant_guess, line_fit, line_fit_velocity
 from ..network.heads import HEADS
