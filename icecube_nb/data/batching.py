@@ -104,13 +104,14 @@ def fits(size: int, device: torch.device # bytes
 def count_events(file: EventFile,
                  events: np.ndarray, # (E,) event numbers
                  feature_set: str, # a key of `pulses.FEATURE_SETS`
-                 chunk: int = 4096 # events counted at a time, at most 2^15
+                 chunk: int|None = None # events counted at a time, at most 2^15; None: by the device
     ) -> np.ndarray: # (E, 2) int64: tokens that are not auxiliary, and auxiliary ones
     "Tokens of each event after merging; where none is merged or left out, all count as not auxiliary."
     chosen = find_feature_set(feature_set)
     if not chosen.merged and not chosen.nearby:
         lengths = file.lengths(events)
         return np.stack([lengths, np.zeros_like(lengths)], 1)
+    chunk = chunk or (4096 if file.device.type == 'cpu' else 1 << 15)
     counts = [torch.zeros(0, 2, dtype=torch.int64, device=file.device)]
     for start in range(0, len(events), chunk):
         some = events[start:start + chunk]

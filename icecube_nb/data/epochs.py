@@ -227,16 +227,18 @@ def training_steps(source: TrainingEvents,
                    accumulate: int = 1, # batches a step
                    rank: int = 0, ranks: int = 1, # this process, and how many there are
                    plan: list|None = None, # `source.plan(epoch)`, if it is there already
-                   pulse_budget: int = 1 << 15 # tokens in a microbatch
+                   pulse_budget: int = 1 << 15, # tokens in a microbatch
+                   chunk_pulses: int|None = None # tokens read at once; None: `CHUNK_PULSES` on a GPU, else a step
     ) -> Iterator[OptimiserStep]: # on the device of `source`
     "The steps of an epoch from batch `start` on, as far as they are this process's."
     plan, opened, shares, tokens = plan or source.plan(epoch), OpenFiles(source, epoch), [], 0
     feature_set, max_pulses = source.feature_set, source.data.max_pulses
-    chunk = 0 if source.tables.time_ns.device.type == 'cpu' else CHUNK_PULSES
+    if chunk_pulses is None:
+        chunk_pulses = 0 if source.tables.time_ns.device.type == 'cpu' else CHUNK_PULSES
     for at in range(start, len(plan), accumulate):
         batches = plan[at:at + accumulate]
         needed = sorted({f for f, _ in batches})
-        if shares and (tokens >= chunk or not opened.files.keys() >= set(needed)):
+        if shares and (tokens >= chunk_pulses or not opened.files.keys() >= set(needed)):
             yield from read_steps(opened.files, shares, feature_set, max_pulses)
             shares, tokens = [], 0
         events = choose_events(source, opened.open(needed), batches, epoch)

@@ -59,7 +59,8 @@ class CodeTables(NamedTuple):
 def code_tables(sensors: np.ndarray, # (S, 6) float32 of `detector.sensor_features`
                 device: str|torch.device = 'cpu'
     ) -> CodeTables:
-    "The tables of a detector on a device."
+    "The tables of a detector on a device; on the CPU instead of Apple's GPUs, which lack 64-bit floats."
+    device = 'cpu' if torch.device(device).type == 'mps' else device
     return CodeTables(*(to_device(table, device) for table in (_TIME_NS, _CHARGE_PE, _LOG_CHARGE, sensors)))
 
 # %% ../../nbs/01a_pulses.ipynb #1902ec0f
