@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import cache_folder
-from .storage import TEMPORARY, file_checksum, locked, read_note, writing, written_whole
+from .storage import TEMPORARY, claimed, file_checksum, read_note, writing, written_whole
 
 # %% ../../nbs/appendix/outputs.ipynb #80c27466
 def expand(path: str|Path) -> Path:
@@ -268,7 +268,8 @@ def working_folder(output: OutputFile,
     ) -> Iterator[Path]:
     "A folder for intermediate results. One that is not kept is found again after an interruption."
     if dump is not None:
-        yield mark_folder(dump, 'dump')
+        with claimed(dump):
+            yield mark_folder(dump, 'dump')
         return
     if output.stream:
         with tempfile.TemporaryDirectory() as place:
@@ -278,6 +279,6 @@ def working_folder(output: OutputFile,
     if hidden.is_symlink():
         raise FileExistsError(f'{hidden} is a link; remove it')
     check_folder(hidden, 'half-done prediction', recognise)
-    with locked(hidden):
+    with claimed(hidden):
         yield mark_folder(hidden, 'half-done prediction')
         shutil.rmtree(hidden, ignore_errors=True)
