@@ -234,7 +234,7 @@ def choose_backend(requested: str, # `auto` or a key of `BACKENDS`
                    head_size: int = 32 # D/H, numbers of a head
     ) -> tuple[str, str]: # the backend, and why
     "Which backend runs; ValueError for one that is not there or cannot run, with what to choose instead."
-    place, passed_over = Place(torch.device(device), dtype, head_size), []
+    place, passed_over = Place(torch.device(device), dtype, head_size), {}
     if requested != 'auto':
         backend = BACKENDS.get(requested)
         why = backend.missing(place) if backend else 'is unknown'
@@ -247,9 +247,10 @@ def choose_backend(requested: str, # `auto` or a key of `BACKENDS`
     for name in AUTOMATIC:
         why = BACKENDS[name].missing(place)
         if not why:
-            return name, '; '.join(passed_over) or 'the fastest on this GPU'
-        passed_over.append(f'{name} {why}')
-    raise ValueError(f'no attention backend runs on {device}: {"; ".join(passed_over)}')
+            because = '; '.join(f'{" and ".join(names)}: {why}' for why, names in passed_over.items())
+            return name, because or 'the first choice, and it runs here'
+        passed_over.setdefault(why, []).append(name)
+    raise ValueError(f'no attention backend runs on {device}')
 
 # %% ../../nbs/02a_attention.ipynb #e481ac76
 def attention(query: Tensor, key: Tensor, value: Tensor, # (N, H, D/H) each, packed

@@ -75,7 +75,7 @@ class EqualLength(nn.Module):
 # %% ../../nbs/appendix/engines.ipynb #12f8e66e
 @contextmanager
 def quietly():
-    "Without the exporter's remarks on packages it looked for."
+    "Silence the exporter's messages on packages it looked for."
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -200,7 +200,8 @@ class GroupEngine:
         self.group, self.about, self.budget = group, about, budget
         self.pool = ThreadPoolExecutor(threads)
 
-    def cut(self, offsets: Tensor, lengths: np.ndarray) -> list[tuple[int, int, int]]: # first row, events, pulses
+    def cut(self, offsets: Tensor, lengths: np.ndarray
+        ) -> list[tuple[int, int, int]]: # first row, events, pulses each
         "The groups of a batch that is sorted by length."
         found, groups = find_length_runs(offsets, lengths), []
         if found.order is not None:
@@ -212,7 +213,8 @@ class GroupEngine:
 
     def __call__(self, features: Tensor, offsets: Tensor, lengths: np.ndarray|None = None) -> Output:
         lengths = host_lengths(offsets, lengths)
-        rows = [x.numpy() for x in (features, *rotary_inputs(features, self.about['turn'], self.about['columns']))]
+        rotary = rotary_inputs(features, self.about['turn'], self.about['columns'])
+        rows = [x.numpy() for x in (features, *rotary)]
         def run(part):
             start, events, pulses = part
             return self.group(*(x[start:start + events*pulses].reshape(events, pulses, *x.shape[1:])

@@ -58,7 +58,7 @@ def smoothing_kernel(length: int = 15, sigma: float = 3.0) -> Tensor: # (length,
 def smoothed_targets(azimuth: Tensor, zenith: Tensor, # (B,) rad, the truth
                      bins: Bins, kernel: Tensor # (k,) from `smoothing_kernel`, k <= 2*mirror + 1
     ) -> tuple[Tensor, Tensor]: # (B, 128) and (B, 142) probabilities
-    "The target hill of each event for both heads."
+    "The smoothed target of each event for both heads."
     half = len(kernel)//2
     if half > bins.mirror:
         raise ValueError(f'a kernel of {len(kernel)} needs {half} mirrored classes, not {bins.mirror}')
