@@ -68,7 +68,7 @@ def example_meta(batch_id: int, # of the batch file
 
 # %% ../../nbs/appendix/competition_files.ipynb #a94be5fb
 def write_example_folder(folder: Path, # made if it is not there
-                         change: Callable[[str, pd.DataFrame], pd.DataFrame]|None = None # name, table -> table
+                         change: Callable[[str, pd.DataFrame], pd.DataFrame]|None = None # of name, table
     ) -> Path: # the folder
     "Write a competition folder with the batch files 1 and 2 for training and 3 for testing."
     tables = {'train_meta.parquet': pd.concat([example_meta(1), example_meta(2)]),

@@ -117,7 +117,8 @@ def pack_batch(job: Job
                       source=job.source.name, bad_events=json.dumps(bad), rows_left_out=str(left_out)))
     rest = f', {left_out:,} rows belong to no event' if left_out else ''
     seconds = time.perf_counter() - began
-    return f'{name}: {len(first_time):,} events, {len(codes):,} pulses, {seconds:.1f} s{rest}{describe_bad(bad)}'
+    return (f'{name}: {len(first_time):,} events, {len(codes):,} pulses, {seconds:.1f} s{rest}'
+            f'{describe_bad(bad)}')
 
 # %% ../../nbs/appendix/packing_jobs.ipynb #a4818cdc
 def run_job(job: tuple # the fields of a `Job`

@@ -78,7 +78,7 @@ def prepare(data: str|Path, # competition files
             progress: Callable[[int, int, str], None]|None = None, # called with jobs done, all jobs, a line
             on_bad_event: str = 'error' # or `skip`: leave it without pulses and note it in the packed file
     ) -> Prepared: # with the batches asked for
-    "Check, split, bin and pack a data folder, as far as that is not done yet; errors as in `packing.pack_batch`."
+    "Check, split, bin and pack a folder, as far as that is not done yet; errors as in `packing.pack_batch`."
     data, skip = Path(data), on_bad_event == 'skip'
     if on_bad_event not in ('error', 'skip'):
         raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
