@@ -8,6 +8,7 @@ __all__ = ['DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Check', 'parse_
            'Show']
 
 # %% ../nbs/appendix/commands.ipynb #d5ecc88a
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -210,12 +211,13 @@ class Predict(DataOption, DeviceOption):
     answer: str|None = None      # the head that is submitted (default: the first of the run)
     precision: str = 'auto'      # fp32, fp16, bf16; auto: as the run was trained
     engine: str = 'torch'        # or onnxruntime, openvino: run what `icecube-nb export` wrote
+    other_detector: bool = False # answer events of another detector than the run's all the same
 
     def __call__(self) -> None:
         from icecube_nb.inference.predict import predict
         from icecube_nb.core.progress import Progress
         options = dict(dump=self.dump, device=self.device, precision=self.precision, batches=self.batches,
-                       progress=Progress('answering, events'))
+                       progress=Progress('answering, events'), other_detector=self.other_detector)
         if (self.run/'ensemble.json').is_file():
             from icecube_nb.inference.ensemble_predict import predict_ensemble
             refuse_options(self, 'an ensemble', ('long_run', 'decode', 'answer', 'engine'))
@@ -223,6 +225,8 @@ class Predict(DataOption, DeviceOption):
         else:
             done = predict(self.data_folder(), self.run, self.out, long_run=self.long_run, decode=self.decode,
                              answer=self.answer, engine=self.engine, **options)
+        if os.environ.get('RANK', '0') != '0':
+            return                   # under torchrun, only the first process reports
         rest = f', {done.unanswered:,} of them without a usable answer' if done.unanswered else ''
         for fault in done.bad[:10]:
             print(f'answered without its pulses: {fault}')

@@ -23,9 +23,9 @@ from .answers import Dump, fingerprint_of, is_dump, open_dump, read_answers, wri
 from .cards import started_together
 from .ensemble import candidate_table, ensemble_answers
 from .ensemble_folder import (LoadedEnsemble, check_same_events, load_with_networks,
-                                                  member_columns)
-from .predict import (Deadline, Prediction, answer_files, bad_events, check_files,
-                                          count_answers, own_files)
+                                                  member_columns, member_runs)
+from .predict import (Deadline, Prediction, answer_files, bad_events, check_detectors,
+                                          check_files, count_answers, own_files)
 from .submission import submission_table
 
 # %% ../../nbs/appendix/ensemble_predict.ipynb #658a0742
@@ -37,7 +37,8 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
                      precision: str = 'auto',
                      batches: list[int]|None = None, # batch ids of either split; None: all test batches
                      progress: Callable[[int, int, str], None]|None = None, # (events done, total, comment)
-                     deadline: Deadline|None = None # after which something cheaper answers
+                     deadline: Deadline|None = None, # after which something cheaper answers
+                     other_detector: bool = False # answer events of another detector all the same
     ) -> Prediction:
     """Answer all test events by all members of an ensemble and combine them; run it again to resume.
 
@@ -50,6 +51,7 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
     prepared = prepare(data, batches=batches, splits=('test',) if batches is None else ('train', 'test'),
                        on_bad_event='skip')
     files = prepared.test if batches is None else prepared.train | prepared.test
+    check_detectors(member_runs(run), prepared, other_detector)
     sample = check_files(files, data, batches is None)
     with processes.share(working_folder(output, kept, is_dump)) as folder:
         finals = [final_path(folder, batch_id) for batch_id in files]

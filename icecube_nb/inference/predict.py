@@ -6,7 +6,7 @@
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor', 'placed', 'fill_rows',
            'compute_answers', 'map_batches', 'answer_events', 'fallback_direction', 'choose_head', 'Deadline',
            'answer_by_fallback', 'answer_batch_file', 'Prediction', 'count_answers', 'predict', 'own_files',
-           'check_files', 'bad_events', 'answer_files', 'answers_fingerprint']
+           'check_files', 'check_detectors', 'bad_events', 'answer_files', 'answers_fingerprint']
 
 # %% ../../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
@@ -43,7 +43,7 @@ from ..network.losses import Bins, make_bins
 from ..network.model import Model, load_weights
 from ..physics.angles import angles_from_direction, direction_from_angles
 from ..physics.detector import POSITION_UNIT_M, read_geometry
-from ..training.checkpoints import find_checkpoint, load_checkpoint, sensors_of_run
+from ..training.checkpoints import check_detector, find_checkpoint, load_checkpoint, sensors_of_run
 from ..training.precision import PRECISION, pick_precision
 
 # %% ../../nbs/04_infer.ipynb #534aa07a
@@ -322,7 +322,8 @@ def predict(data: str|Path, # competition-format folder with test files
             engine: str = 'torch', # or `onnxruntime`, `openvino`: see `export_run`
             batches: list[int]|None = None, # batch ids of either split, for a dump; None: all test batches
             progress: Callable[[int, int, str], None]|None = None, # (events done, of how many, comment)
-            deadline: Deadline|None = None # after which a cheaper method answers
+            deadline: Deadline|None = None, # after which a cheaper method answers
+            other_detector: bool = False # answer events of another detector than the run's all the same
     ) -> Prediction:
     """Answer all test events, batch file by batch file; run it again to resume.
 
@@ -330,10 +331,12 @@ def predict(data: str|Path, # competition-format folder with test files
     started share the batch files."""
     data, output, processes = Path(data), check_file(out, 'predict'), started_together()
     kept = check_folder(dump, 'dump', is_dump) if dump else None
-    predictors = [load_predictor(r, device, precision, engine) for r in (run, long_run) if r is not None]
+    runs = [run] if long_run is None else [run, long_run]
+    predictors = [load_predictor(each, device, precision, engine) for each in runs]
     prepared = prepare(data, batches=batches, splits=('test',) if batches is None else ('train', 'test'),
                        on_bad_event='skip')
     files = prepared.test if batches is None else prepared.train | prepared.test
+    check_detectors(runs, prepared, other_detector)
     sample = check_files(files, data, batches is None)
     with processes.share(working_folder(output, kept, is_dump)) as folder:
         answers = {b: folder/f'answers_{b}.arrow' for b in files}
@@ -367,6 +370,11 @@ def check_files(files: dict[int, Path], # batch_id to packed file
         return None
     ids = [load_packed(path, check=False).event_id for path in files.values()]
     return check_events(np.concatenate(ids), data)
+
+def check_detectors(runs: Iterable[str|Path], prepared: Prepared, other_detector: bool) -> None:
+    "ValueError if the events come from another detector than a run learned for, unless that is asked for."
+    for run in runs:
+        check_detector(run, prepared, other_detector)
 
 def bad_events(files: dict[int, Path]) -> tuple[str, ...]: # batch_id to packed file; a line each
     "What is wrong with the events that were left without pulses."
