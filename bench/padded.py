@@ -58,8 +58,8 @@ class Padded(nn.Module):
 def pad(batch: EventBatch) -> tuple[Tensor, Tensor]: # (B, T, F) and (B, T)
     "Fill events up with zeros to the longest one."
     lengths = batch.offsets.diff()
-    mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-    x = torch.zeros(*mask.shape, batch.features.shape[1])
+    mask = torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
+    x = torch.zeros(*mask.shape, batch.features.shape[1], device=lengths.device)
     x[mask] = batch.features
     return x, mask
 

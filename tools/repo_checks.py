@@ -22,7 +22,7 @@ LAYERS = [
     ['cli'],
     ['demo'],
     ['commands'],
-    ['kaggle', 'show'],
+    ['kaggle', 'show', 'gpu'],
     ['inference.robustness', 'inference.ensemble_predict'],
     ['inference.ensemble_folder'],
     ['inference.ensemble', 'inference.stack'],
@@ -140,7 +140,8 @@ def _drift(name: str, exported: dict, committed: dict) -> str:
 
 def clean(root: Path) -> list[str]:
     "Notebooks are clean: no execution counts, no metadata of one machine"
-    broken = [f'{p.relative_to(root)} is not a notebook: {e}' for p in notebooks(root) if (e := _unreadable(p))]
+    broken = [f'{p.relative_to(root)} is not a notebook: {_unreadable(p)}' for p in notebooks(root)
+              if _unreadable(p)]
     if broken:
         return broken
     with tempfile.TemporaryDirectory() as folder:
@@ -173,9 +174,11 @@ def as_run(root: Path) -> list[str]:
     for path in notebooks(root):
         for number, source, outputs in code_cells(path):
             if any(o['output_type'] == 'error' for o in outputs):
-                found.append(f'{path.relative_to(root)} cell {number} ended in an error; mend: run the notebook')
+                found.append(f'{path.relative_to(root)} cell {number} ended in an error; mend: run the '
+                             'notebook')
             elif not outputs and not flags & directives(source) and _must_show(source):
-                found.append(f'{path.relative_to(root)} cell {number} shows something, but has no output: run it')
+                found.append(f'{path.relative_to(root)} cell {number} shows something, but has no output: '
+                             'run it')
     return found
 
 
@@ -202,7 +205,8 @@ def size(root: Path) -> list[str]:
         n_bytes = path.stat().st_size
         figures = sum('image/png' in o.get('data', {}) for _, _, outputs in code_cells(path) for o in outputs)
         if n_bytes >= MAX_NOTEBOOK_BYTES:
-            found.append(f'{path.relative_to(root)} has {n_bytes:,} bytes, allowed are under {MAX_NOTEBOOK_BYTES:,}: '
+            found.append(f'{path.relative_to(root)} has {n_bytes:,} bytes, allowed are under '
+                         f'{MAX_NOTEBOOK_BYTES:,}: '
                          'fewer figures, or fewer dots per inch')
         if figures > MAX_FIGURES:
             found.append(f'{path.relative_to(root)} has {figures} figures, allowed are {MAX_FIGURES}')
@@ -243,8 +247,8 @@ def style(root: Path) -> list[str]:
             found.append(f'{path.relative_to(root)} has {semicolons + one_liners} line(s) with more than one '
                          'statement: one statement a line')
         if lines > MAX_MODULE_LINES:
-            found.append(f'{path.relative_to(root)} has {lines} lines, at most {MAX_MODULE_LINES}: split it by '
-                         'question')
+            found.append(f'{path.relative_to(root)} has {lines} lines, at most {MAX_MODULE_LINES}: split it '
+                         'by question')
     for path in notebooks(root):
         for source, flags in structure.code_cells(path):
             if flags & {'export', 'exports', 'exporti'} and structure.code_lines(source) > MAX_CELL_LINES:
@@ -329,6 +333,24 @@ def words(root: Path) -> list[str]:
     return found
 
 
+def gpu_bench(root: Path) -> list[str]:
+    "The GPU benchmark runs to its end on the CPU; a session with a card has no time to mend it"
+    script = root/'bench'/'gpu.py'
+    if not script.exists():
+        return []
+    done = subprocess.run([sys.executable, str(script), '--device', 'cpu', '--small'], cwd=root,
+                          capture_output=True, text=True)
+    if done.returncode:
+        return [f'bench/gpu.py --device cpu --small failed: {last_line(done.stderr)}']
+    return []
+
+
+def kaggle(root: Path) -> list[str]:
+    "With the versions of Kaggle's image, packing and answering give what they give with ours"
+    import kaggle_versions                                              # tools/kaggle_versions.py
+    return kaggle_versions.kaggle_versions(root)
+
+
 def _notebook_text(path: Path) -> Iterator[str]:
     "All text of a notebook, sources and outputs, without its pictures"
     def strings(value):
@@ -346,4 +368,4 @@ def _notebook_text(path: Path) -> Iterator[str]:
 
 CHECKS = {'export': export, 'clean': clean, 'as-run': as_run, 'size': size, 'readme': readme,
           'layers': layers, 'no-torch': no_torch, 'imports': imports, 'style': style, 'links': links,
-          'columns': columns, 'words': words}
+          'gpu-bench': gpu_bench, 'kaggle': kaggle, 'columns': columns, 'words': words}

@@ -132,6 +132,8 @@ CASES = [                           # the check, what its fault must name, the b
     ('no-torch', 'ZeroDivisionError', add(MODULE, '1 / 0\n')),
     ('imports', 'fastcore', add(MODULE, 'from fastcore.basics import patch\n')),
     ('imports', 'import *', add(MODULE, 'from math import *\n')),
+    ('gpu-bench', 'no card today', add('bench/gpu.py', 'raise SystemExit("no card today")\n')),
+    ('kaggle', 'constraints-kaggle.txt', add(f'{repo_checks.PACKAGE}/kaggle.py', 'x = 1\n')),
     ('columns', '00a_angles', add_cell('#' * (repo_checks.MAX_COLUMNS + 1))),
     ('columns', 'tools/long.py', both(lambda root: (root/'tools').mkdir(),
                                       add('tools/long.py', '#' * (repo_checks.MAX_COLUMNS + 1)))),

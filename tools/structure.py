@@ -1,4 +1,4 @@
-"""Figures about the structure of a checkout: `python tools/structure.py [FOLDER]`, and `--graph` for its imports.
+"""Figures about the structure of a checkout: `python tools/structure.py [FOLDER]`; `--graph` for its imports.
 
 The figures are counted from the source alone, so that two states of the project can be compared.
 """
