@@ -27,6 +27,7 @@ COMMANDS = {
     'prepare': commands.Prepare,
     'train': commands.Train,
     'runs': commands.Runs,
+    'gpu': commands.Gpu,
     'predict': commands.Predict,
     'stack': commands.Stack,
     'ensemble': commands.Ensemble,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Check', 'parse_settings', 'Train', 'prepare_training',
-           'train_together', 'Runs', 'refuse_options', 'Predict', 'Stack', 'Ensemble', 'Evaluate', 'Bundle', 'Export',
-           'Show']
+           'train_together', 'Runs', 'Gpu', 'refuse_options', 'Predict', 'Stack', 'Ensemble', 'Evaluate', 'Bundle',
+           'Export', 'Show']
 
 # %% ../nbs/appendix/commands.ipynb #d5ecc88a
 import os
@@ -183,6 +183,24 @@ class Runs:
         if not self.folder.is_dir():
             raise FileNotFoundError(f'{self.folder} is not a folder; name one with runs')
         print(format_runs(list_runs(self.folder), self.folder))
+
+# %% ../nbs/appendix/commands.ipynb #69b0c001
+@dataclass(kw_only=True)
+class Gpu(DeviceOption):
+    """Check this box in a minute: what runs on its GPU, whether it is right, and how fast it trains.
+
+    Losses and gradients are compared with those of the CPU, and the speed of each preset is given with the
+    hours for one pass over the 132 million events of the competition. `bench/gpu.py` measures more."""
+    seconds: float = 60.0        # time to spend, about
+    presets: tuple[str, ...] = ('small', 'deep', 'full') # presets whose speed is measured
+    events: int = 200            # events that are compared with the CPU
+
+    def __call__(self) -> None:
+        from tempfile import TemporaryDirectory
+        from icecube_nb.gpu import check_gpu
+        with TemporaryDirectory() as folder:
+            for line in check_gpu(self.device, folder, self.seconds, self.presets, self.events):
+                print(line, flush=True)
 
 # %% ../nbs/appendix/commands.ipynb #c186888a
 def refuse_options(command: object, # a dataclass
