@@ -6,7 +6,7 @@
 __all__ = ['SUFFIX', 'TEMPORARY', 'MAX_NAME_BYTES', 'DAY_SECONDS', 'AT_FDCWD', 'RENAME_EXCHANGE', 'VERSION', 'MOST_JSON',
            'writing', 'temporary_name', 'try_lock', 'make_parent', 'sync', 'written_whole', 'is_running', 'in_use',
            'remove_leftovers', 'sync_tree', 'exchange', 'put_in_place', 'failed_to_write', 'folder_written_whole',
-           'file_checksum', 'fingerprint', 'read_json', 'read_note', 'lock_handle', 'locked', 'claimed']
+           'file_checksum', 'fingerprint', 'changed_ns', 'read_json', 'read_note', 'lock_handle', 'locked', 'claimed']
 
 # %% ../../nbs/appendix/storage.ipynb #5a3e067d
 import ctypes
@@ -238,6 +238,11 @@ def fingerprint(*parts: bytes|str|Path|np.ndarray # what the result depends on; 
         digest.update(b'\0')
         digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()
+
+# %% ../../nbs/appendix/storage.ipynb #1ad8d94d
+def changed_ns(path: Path) -> int: # ns since 1970
+    "When a file last changed, by the clock of the file system (ctime)."
+    return path.stat().st_ctime_ns
 
 # %% ../../nbs/appendix/storage.ipynb #adcb8a9e
 MOST_JSON = 1 << 26                # bytes of a JSON file that is read

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.storage import fingerprint, read_note, temporary_name, writing, written_whole
+from ..core.storage import changed_ns, fingerprint, read_note, temporary_name, writing, written_whole
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5
@@ -235,8 +235,9 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
     split = meta_path.stem.removesuffix('_meta')
     kinds = INDICES if split == 'test' else INDICES | ANGLES
     open_parquet(meta_path, kinds) # raises before anything is written
-    made_from, note = fingerprint(meta_path), out/f'{split}.json'
-    if (old := read_note(note)).get('fingerprint') == made_from:
+    made_from, changed, note = fingerprint(meta_path), changed_ns(meta_path), out/f'{split}.json'
+    old = read_note(note)
+    if old.get('fingerprint') == made_from and old.get('changed_ns', changed) == changed:
         files = {b: out/f'{split}_batch_{b}.parquet' for b in old.get('batches', [])}
         if files and all(f.is_file() for f in files.values()):
             return files
@@ -255,7 +256,7 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
         for raw in spill.values():
             raw.unlink(missing_ok=True)
     with written_whole(note) as part:
-        part.write_text(json.dumps({'fingerprint': made_from, 'batches': list(files)}))
+        part.write_text(json.dumps({'fingerprint': made_from, 'changed_ns': changed, 'batches': list(files)}))
     return files
 
 # %% ../../nbs/appendix/competition_files.ipynb #6abc9031

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..core.arrow_files import arrow_column, check_bytes, map_arrow, named_error, write_arrow
+from ..core.arrow_files import arrow_column, check_bytes, checksum, map_arrow, named_error, write_arrow
 from ..core.storage import VERSION
 from .competition import (PULSES, check_ranges, find_fault, open_parquet, read_pieces,
                                          time_order, to_numpy, whole_events)
@@ -205,7 +205,9 @@ def write_packed(path: Path, # the file to be made
     columns = {'event_id': pa.array(event_id), 'azimuth': pa.array(azimuth, pa.float32()),
                'zenith': pa.array(zenith, pa.float32()), 'first_time_ns': pa.array(first_time_ns),
                'pulses': pa.LargeListArray.from_arrays(pa.array(offsets), arrow_column(pulses))}
-    write_arrow(path, columns, {'icecube_nb': VERSION, **about})
+    content = checksum({}, [event_id, columns['azimuth'].to_numpy(), columns['zenith'].to_numpy(),
+                            first_time_ns, offsets, pulses])
+    write_arrow(path, columns, {'icecube_nb': VERSION, 'content': content, **about})
 
 # %% ../../nbs/appendix/packed_format.ipynb #18f452f6
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.progress import end_with_parent
-from ..core.storage import fingerprint, read_note, written_whole
+from ..core.storage import changed_ns, fingerprint, read_note, written_whole
 from .angle_bins import fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
@@ -93,14 +93,14 @@ def pack_batch(job: Job
                                 'copy it there, or name the batches to prepare')
     if job.target.exists() and job.target.stat().st_size and not is_packed(job.target):
         raise FileExistsError(f'{job.target} exists and is no packed batch; move it away')
-    meta, began = read_meta(job.meta), time.perf_counter()
+    meta, began, changed = read_meta(job.meta), time.perf_counter(), str(changed_ns(job.source))
     detector = job.geometry.read_bytes() + folder_ice(job.geometry.parent).encode()
     made_from = fingerprint(job.split, job.source, detector,
                           *(name.encode() + values.tobytes() for name, values in meta.items()))
     try:
         old = load_packed(job.target, check=False) # its header alone: the rest is for whoever reads it
-        if (old.about['fingerprint'] == made_from and 'checksum' in old.about # the first files had none
-                and (job.skip or not old.bad_events)):
+        same = old.about['fingerprint'] == made_from and old.about.get('changed_ns', changed) == changed
+        if same and 'checksum' in old.about and (job.skip or not old.bad_events): # the first files had none
             return f'{name}: unchanged{describe_bad(old.bad_events)}'
     except (OSError, ValueError, KeyError):
         pass # none yet, or a broken one: make it
@@ -113,7 +113,7 @@ def pack_batch(job: Job
     unknown = np.full(len(first_time), np.nan)
     write_packed(job.target, meta['event_id'], to_float32(meta.get('azimuth', unknown), 2*np.pi),
                  to_float32(meta.get('zenith', unknown), np.pi), first_time, offsets, codes,
-                 dict(fingerprint=made_from, batch_id=str(job.batch_id), split=job.split,
+                 dict(fingerprint=made_from, batch_id=str(job.batch_id), split=job.split, changed_ns=changed,
                       source=job.source.name, bad_events=json.dumps(bad), rows_left_out=str(left_out)))
     rest = f', {left_out:,} rows belong to no event' if left_out else ''
     seconds = time.perf_counter() - began
@@ -204,11 +204,12 @@ def keep_angle_bins(meta_path: Path, # train_meta.parquet
     ) -> None:
     "Fit the angle bins and write them to the folder, unless that is done."
     path, made_from = folder/'angle_bins_128.json', fingerprint(meta_path)
-    if read_note(path).get('fingerprint') == made_from:
+    old, changed = read_note(path), changed_ns(meta_path)
+    if old.get('fingerprint') == made_from and old.get('changed_ns', changed) == changed:
         return
     found = fit_angle_bins(meta_path, skip=skip).to_dict()
     with written_whole(path) as part:
-        part.write_text(json.dumps(found | {'fingerprint': made_from}))
+        part.write_text(json.dumps(found | {'fingerprint': made_from, 'changed_ns': changed}))
 
 # %% ../../nbs/appendix/packing_jobs.ipynb #98d89231
 def keep_detector(data: Path, folder: Path) -> None: # competition files; prepared folder
