@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ..core.config import DataConfig
-from .batching import (EventBatch, EventFile, Events, count_events, event_batch, group_by_length,
-                                      in_order_of_length, split_by_pulses)
+from .batching import (EventBatch, EventFile, Events, count_events, event_batch,
+                                      group_by_length, in_order_of_length, split_by_pulses)
 from .packed import load_packed
 from .pulses import code_tables, token_lengths
 
@@ -228,7 +228,7 @@ def training_steps(source: TrainingEvents,
                    rank: int = 0, ranks: int = 1, # this process, and how many there are
                    plan: list|None = None, # `source.plan(epoch)`, if it is there already
                    pulse_budget: int = 1 << 15, # tokens in a microbatch
-                   chunk_pulses: int|None = None # tokens read at once; None: `CHUNK_PULSES` on a GPU, else a step
+                   chunk_pulses: int|None = None # tokens read at once; None: `CHUNK_PULSES`; 0 on a CPU
     ) -> Iterator[OptimiserStep]: # on the device of `source`
     "The steps of an epoch from batch `start` on, as far as they are this process's."
     plan, opened, shares, tokens = plan or source.plan(epoch), OpenFiles(source, epoch), [], 0
