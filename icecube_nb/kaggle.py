@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'WHEEL_INFO', 'LARGE', 'BUNDLE_NOTES', 'TOLERANCE_RAD', 'notebook_text', 'read_tree', 'package_files',
            'write_code', 'write_wheel', 'Bundle', 'open_bundle', 'answer_function', 'answer_check', 'add_large_event',
-           'write_check', 'bundle', 'is_bundle', 'copy_run', 'write_manifest', 'copy_ensemble', 'find_input', 'Check',
-           'check_runs', 'self_check', 'submit', 'submission_summary', 'training_batches']
+           'geometry_of_run', 'write_check', 'bundle', 'is_bundle', 'copy_run', 'write_manifest', 'copy_ensemble',
+           'find_input', 'Check', 'check_runs', 'self_check', 'submit', 'submission_summary', 'training_batches']
 
 # %% ../nbs/06_kaggle.ipynb #22e90427
 import base64
@@ -32,8 +32,8 @@ import torch
 from . import __version__
 from .physics.angles import angular_error
 from .core.config import from_json
-from .training.checkpoints import find_checkpoint, load_checkpoint, sensors_of_run
-from .physics.detector import ICE_FILE, ice_of_text
+from .training.checkpoints import find_checkpoint, load_checkpoint, read_detector, sensors_of_run
+from .physics.detector import ICE_FILE, geometry_table, ice_of_text
 from .inference.answers import read_answers
 from .inference.ensemble_folder import (CHECKPOINT, copy_whole, is_ensemble, load_with_networks,
                                                   read_ensemble_note)
@@ -200,15 +200,25 @@ def add_large_event(folder: Path, # competition files with one test batch
                                last_pulse_index=pulses - 1)
     pd.concat([meta, row.astype(meta.dtypes)]).to_parquet(folder/'test_meta.parquet', index=False)
 
+# %% ../nbs/06_kaggle.ipynb #dc882399
+def geometry_of_run(run: Path) -> pd.DataFrame|None: # sensor_id, x, y, z; None: IceCube's, or not known
+    "The sensors that a run learned with."
+    record, here = read_detector(find_checkpoint(run)), geometry_table()[['x', 'y', 'z']].to_numpy(np.float32)
+    if record is None or np.array_equal(record.geometry, here):
+        return None
+    table = pd.DataFrame(record.geometry.astype(float).round(4), columns=['x', 'y', 'z'])
+    return table.rename_axis('sensor_id').reset_index()
+
 # %% ../nbs/06_kaggle.ipynb #590875b9
 def write_check(folder: Path, # to be made
                 runs: list[Path], # main first
                 events: int = 200
     ) -> None:
-    "Simulate events in the ice of the main run, and note how each run answers them."
+    "Simulate events in the detector and ice of the main run, and note how each run answers them."
     ice = ice_of_text(from_json((runs[0]/'config.json').read_text()).data.ice)
     with tempfile.TemporaryDirectory() as place:
-        data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice)
+        data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice,
+                             geometry=geometry_of_run(runs[0]))
         (folder/'test').mkdir(parents=True)
         for path in (data/'sensor_geometry.csv', data/ICE_FILE, data/'test_meta.parquet'):
             if path.exists():
