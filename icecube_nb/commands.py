@@ -219,8 +219,9 @@ class Predict(DataOption, DeviceOption):
 
     The rows are those of sample_submission.parquet, in its order. An ensemble also writes a .parquet with
     uncertainties beside the .csv. An event that cannot be answered (no pulses, or bad ones) gets a fixed
-    direction and is counted. The same command resumes after an interruption."""
-    run: Path                    # folder of a trained run, or of an ensemble
+    direction and is counted. The same command resumes after an interruption. All visible cards answer; under
+    torchrun each process answers its batch files: torchrun ... -m icecube_nb predict --run-folder RUN."""
+    run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # a trained run, or an ensemble
     out: Path = Path('submission.csv') # the file to write, .csv or .parquet
     long_run: Path|None = None   # a run fine-tuned on long events: answers those
     dump: Path|None = None       # folder that keeps logits and pooled vectors, for a stack

@@ -29,9 +29,10 @@ def pick_devices(names: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', or several su
     if names not in ('auto', 'cuda') or not torch.cuda.is_available():
         places, lines = zip(*(pick_device(name.strip()) for name in names.split(',')))
         return list(places), lines[0] if len(lines) == 1 else f'devices {names}, as asked'
-    place, line = pick_device()
-    if names == 'auto' and place.type == 'cpu':
-        return [place], line                       # the cards refuse a kernel
+    if names == 'auto':
+        place, line = pick_device()
+        if place.type == 'cpu':
+            return [place], line                       # the cards refuse a kernel
     if 'LOCAL_RANK' in os.environ:
         place = own_card(int(os.environ['LOCAL_RANK']))
         return [place], f'device {place}, {torch.cuda.get_device_name(place)}'
