@@ -3,8 +3,8 @@
     python tools/fake_training.py [--with-item] [PRESET ...]
 
 Writes a JSON list: for each preset and precision the operations of a step, and what made the host wait for
-the card. `--with-item` reads a number from the card in each step, as a step must not: the count has to see it.
-Without a C++ compiler the list holds the reason instead.
+the card. `--with-item` reads a number from the card in each step, as a step must not; the count has to see
+it. Without a C++ compiler the list holds the reason instead.
 """
 import argparse
 import json
@@ -52,7 +52,8 @@ def fake_batch(features: int) -> EventBatch: # on the fake card
     rows, events = int(LENGTHS.sum()), len(LENGTHS)
     offsets = torch.empty(events + 1, dtype=torch.int64, device='cuda')
     angles = torch.empty(2, events, device='cuda')
-    return EventBatch(torch.empty(rows, features, device='cuda'), offsets, *angles, np.arange(events), LENGTHS)
+    rows_of_pulses = torch.empty(rows, features, device='cuda')
+    return EventBatch(rows_of_pulses, offsets, *angles, np.arange(events), LENGTHS)
 
 
 def record(name: str, precision: str, over: dict) -> dict:
