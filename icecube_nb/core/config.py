@@ -39,50 +39,49 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     "Which events are used, and which of their pulses."
-    max_pulses: int = 256          # longer events keep a random subset, non-auxiliary pulses first
-    min_pulses: int = 1            # shorter events are left out of training (long-sequence fine-tuning: 256)
+    max_pulses: int = 256          # longer events keep a random subset this large, non-auxiliary first
+    min_pulses: int = 1            # train on events with at least this many pulses only (long-sequence: 256)
     files_per_epoch: int = 4       # batch files an epoch draws its events from
-    legacy_ice: bool = False       # published code: ice table upside down
-    legacy_qe: bool = False        # published code: high-efficiency flag one sensor off
-    pulse_budget: int = 0          # pulses in one forward pass (microbatch); 0: chosen from the device's memory
-    mixed_files: int = 4           # files that are open, and whose batches are shuffled together
-    ice: str = ''                  # table of the ice it learned with, from the data folder; empty: IceCube's
+    legacy_ice: bool = False       # read the ice table upside down, as the published code did
+    legacy_qe: bool = False        # mark one high-efficiency sensor less, as the published code did
+    pulse_budget: int = 0          # most pulses of a forward pass; 0 = what the card's memory holds
+    mixed_files: int = 4           # batch files that are open together, so that their events are mixed
+    ice: str = ''                  # table of the ice it learned with, from the data folder; empty = IceCube's
 
 # %% ../../nbs/appendix/config.ipynb #88b4304c
 @dataclass(frozen=True)
 class TrainConfig:
-    "How the weights are found: AdamW under a one-cycle schedule."
+    "How the weights are found: AdamW, or Muon, under a one-cycle schedule."
     max_lr: float = 2e-4           # peak learning rate
     batch_events: int = 384        # events in one batch
     accumulate: int = 1            # batches in one optimiser step
-    microbatch_pulses: int = 2048           # on a CPU each core takes parts of so many pulses; 0: not so
+    microbatch_pulses: int = 2048  # on a CPU, split a batch into parts of about so many; 0 = do not split
     epochs: int = 650              # passes over `files_per_epoch` files; a budget of minutes overrides it
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's averaging of gradient and squared gradient
     optimiser: str = 'adamw'       # `adamw`; `muon` for the matrices of the encoder, AdamW for the rest
-    muon_lr_factor: float = 20.0       # Muon's learning rate in units of `max_lr`
-    weight_decay: float = 1e-5     # on the weights of Linear layers only
+    muon_lr_factor: float = 20.0   # Muon's learning rate as a multiple of the schedule's
+    weight_decay: float = 1e-5     # of AdamW, on the weights of Linear layers only
     pct_start: float = 0.15        # share of the run in which the learning rate rises
-    div_factor: float = 2.0        # start at max_lr / div_factor
-    final_div_factor: float = 10.0  # end at the starting rate / final_div_factor
-    clip_value: float = 0.5        # each gradient entry is clipped to +-this
-    smoothing_bins: int = 15       # length of the kernel that smooths the target bin, odd
-    smoothing_sigma: float = 3.0   # its width, in bins
-    losses: tuple[str, ...] = ()   # what a step sums, `name:weight`; empty: the loss of every head, weight 1
-    precision: str = 'auto'        # `fp32`, `fp16`, `bf16`; `auto`: fp16 on CUDA, fp32 elsewhere
+    div_factor: float = 2.0        # the learning rate starts at max_lr divided by this
+    final_div_factor: float = 10.0  # and ends at its starting value divided by this
+    clip_value: float = 0.5        # clip each number of the gradient to plus or minus this; 0 = off
+    smoothing_bins: int = 15       # classes over which the target class is smoothed, an odd number
+    smoothing_sigma: float = 3.0   # width of that Gaussian, in classes
+    losses: tuple[str, ...] = ()   # what a step sums, `name:weight`; empty = the loss of every head, weight 1
+    precision: str = 'auto'        # `fp32`, `fp16`, `bf16`; `auto` = fp16 on a GPU, fp32 elsewhere
     seed: int = 0                  # of the initial weights, the shuffling and the choice of pulses
-    clip_norm: float = 0.0         # before that, a longer gradient is shortened to this norm; 0: it is not
-    average_decay: float = 0.0     # answer with a running mean of the weights, memory e.g. 0.999; 0: the last
+    clip_norm: float = 0.0         # clip the gradient to this norm before `clip_value`; 0 = off
+    average_decay: float = 0.0     # running mean of the weights that answers, 0.999 = of 1,000 steps; 0 = off
     late_precision: str = 'fp32'   # precision from `late_epoch` on
-    late_epoch: int = 0            # epoch in which precision changes to it; 0: never
-    fallback_steps: int = 20       # so many steps in a row without a finite gradient: go on in fp32
-    growth_interval: int = 600     # good fp16 steps before the loss is scaled up by two
+    late_epoch: int = 0            # epoch from which `late_precision` holds; 0 = never
+    fallback_steps: int = 20       # go on in fp32 after this many steps in a row without a finite gradient
+    growth_interval: int = 600     # in fp16, double the scale of the loss after this many finite steps
     log_every: int = 20            # steps between two lines of the log
     save_every: int = 1000         # steps between two checkpoints; each epoch ends with one as well
-    keep_last: int = 2             # checkpoints kept, the best not counted
+    keep_last: int = 2             # checkpoints to keep; the best one is kept too
     validation_events: int = 2000  # events that are answered after each epoch
-    attention: str = 'auto'        # kernel: `auto` = the fastest that runs; names in notebook 02a
-    pass_pulses: int = 0           # most pulses of a forward pass on a GPU; 0 = what its memory holds
-    compile: bool = False          # compile the network with torch.compile (a minute at the start)
+    attention: str = 'auto'        # attention kernel; `auto` = the fastest that runs here
+    compile: bool = False          # compile the network with torch.compile; takes a minute at the start
 
 # %% ../../nbs/appendix/config.ipynb #9380053a
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def small() -> Config: # 1.28 million parameters in encoder and classification h
 
 # %% ../../nbs/appendix/config.ipynb #bf72dcbe
 def full() -> Config: # 72 million parameters in encoder and classification heads
-    "The full network of the published solution: 32 events a forward pass, 12 passes a step."
+    "The full network of the published solution: 12 batches of 32 events a step."
     return Config('full', ModelConfig(width=512, heads=8, layers=18, neck=3072),
                   train=TrainConfig(max_lr=5e-5, batch_events=32, accumulate=12))
 
@@ -122,7 +121,7 @@ def deep() -> Config: # 1.3 million parameters, as many as `small`
 # %% ../../nbs/appendix/config.ipynb #658c3ff6
 def long_sequence(base: Config|None = None # the run to fine-tune; None is `small()`
     ) -> Config:
-    "Fine-tuning of `base` on long events only: one event a pass, 384 passes a step, a falling learning rate."
+    "Fine-tuning of `base` on long events only: 384 events a step, a falling learning rate."
     base = base or small()
     return replace(base, name=f'{base.name}-long', data=replace(base.data, min_pulses=256, max_pulses=3072),
                    train=replace(base.train, max_lr=5e-6, batch_events=1, accumulate=384, pct_start=0.0,
@@ -173,8 +172,7 @@ RANGES = {                         # smallest and largest value of each number
     'train.smoothing_bins': (1, 999), 'train.smoothing_sigma': (1e-3, 1e6), 'train.seed': (0, (1 << 63) - 1),
     'train.clip_norm': (0, 1e12), 'train.average_decay': (0, 0.999999999), 'train.late_epoch': (0, MOST),
     'train.fallback_steps': (1, MOST), 'train.growth_interval': (1, MOST), 'train.log_every': (1, MOST),
-    'train.save_every': (1, MOST), 'train.keep_last': (0, MOST), 'train.validation_events': (0, MOST),
-    'train.pass_pulses': (0, MOST)}
+    'train.save_every': (1, MOST), 'train.keep_last': (0, MOST), 'train.validation_events': (0, MOST)}
 CHOICES = {'train.optimiser': ('adamw', 'muon'), 'train.precision': ('auto', 'fp32', 'fp16', 'bf16'),
            'train.late_precision': ('auto', 'fp32', 'fp16', 'bf16')}
 MOST_WEIGHTS = 1 << 31             # of a network, 8 GB in fp32
@@ -247,7 +245,8 @@ def to_json(config: Config) -> str: # indented JSON text with a `version`
 
 # %% ../../nbs/appendix/config.ipynb #413b49da
 # settings that were called otherwise in configs written before 28 November 2026
-RENAMED_SETTINGS = {'train.part_pulses': 'train.microbatch_pulses', 'train.muon_scale': 'train.muon_lr_factor'}
+RENAMED_SETTINGS = {'train.part_pulses': 'train.microbatch_pulses',
+                    'train.muon_scale': 'train.muon_lr_factor'}
 
 def current_settings(settings: dict[str, object] # dotted name to value, as a file has them
     ) -> dict[str, object]: # the same by today's names

@@ -146,8 +146,8 @@ def read_detector(checkpoint: Path # a checkpoint folder
         if record.geometry_hash != note['geometry']:
             raise ValueError
     except Exception:
-        raise ValueError(f'{checkpoint/"detector.json"} and detector.safetensors do not belong together or are '
-                         'broken; copy the whole checkpoint folder again') from None
+        raise ValueError(f'{checkpoint/"detector.json"} and detector.safetensors do not belong together or '
+                         'are broken; copy the whole checkpoint folder again') from None
     return record
 
 def check_detector(checkpoint: str|Path, # a checkpoint folder, or a run
@@ -160,8 +160,8 @@ def check_detector(checkpoint: str|Path, # a checkpoint folder, or a run
     if known is None or other_detector:
         return
     if (known.geometry_hash, known.ice) != (here.geometry_hash, here.ice):
-        raise ValueError(f'{folder} learned with {known}, but {prepared.folder} has {here}; name a run that was '
-                         'trained on these data, or answer them all the same with --other-detector')
+        raise ValueError(f'{folder} learned with {known}, but {prepared.folder} has {here}; name a run '
+                         'that was trained on these data, or answer them all the same with --other-detector')
 
 # %% ../../nbs/appendix/checkpoints.ipynb #4acacf15
 def with_folder_ice(config: Config, # of a run that is to begin, or to go on

@@ -49,7 +49,8 @@ def start_process_group(device: str = 'auto' # what the process is to run on: 'c
     store, rank, ranks = next(dist.rendezvous('env://'))
     store.set(f'ready_{rank}', '1')
     store.wait([f'ready_{other}' for other in range(ranks)], LONGEST_WAIT)
-    dist.init_process_group('nccl' if gpu else 'gloo', store=store, rank=rank, world_size=ranks, device_id=place)
+    dist.init_process_group('nccl' if gpu else 'gloo', store=store, rank=rank, world_size=ranks,
+                            device_id=place)
     return processes, str(place) if gpu else 'cpu' if device == 'auto' else device
 
 def stop_process_group() -> None:

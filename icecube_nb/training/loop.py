@@ -57,7 +57,7 @@ VALIDATION_PULSES = 4096, 65536         # in a pass, at least and at most
 
 @torch.no_grad()
 def answer_batches(state: State, batches: Iterable[EventBatch]
-    ) -> list[Tensor]: # of each batch (2 + 2*heads, B) rad on the device: true azimuth and zenith, those of heads
+    ) -> list[Tensor]: # rad, of each batch (2 + 2*heads, B): true azimuth and zenith, and of each head
     "What the network answers; nothing is read back from the device."
     found, heads = [], heads_of(state.config.model)
     kind = torch.float32 if state.device.type == 'mps' else torch.float64
@@ -119,7 +119,8 @@ def use_of_card(state: State, steps: list[dict] # of the log's window
     ) -> dict[str, float]: # tflops; on a card also memory_gb, and peak_share if its peak is known
     "How much of the device the last steps used."
     seconds = max(sum(s['seconds'] for s in steps), 1e-9)
-    flops = state.work.training_flops(*(sum(s.get(k, 0) for s in steps) for k in ('events', 'pulses', 'pairs')))
+    events, pulses, pairs = (sum(s.get(k, 0) for s in steps) for k in ('events', 'pulses', 'pairs'))
+    flops = state.work.training_flops(events, pulses, pairs)
     row = {'tflops': float(f'{flops/seconds/1e12:.4g}')}
     if state.card:
         row['memory_gb'] = round(torch.cuda.max_memory_allocated(state.device)/1e9, 2)
@@ -306,7 +307,7 @@ def train(prepared: Prepared, # of `data.prepare.prepare`
           progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
           start_from: str|Path|None = None, # run or published `.ckpt` whose network and weights to begin with
           processes: ProcessGroup = ProcessGroup(), # of `start_process_group`
-          report: Callable[[str], None]|None = None # called with a line on how it computes, and when that changes
+          report: Callable[[str], None]|None = None # called with a line on how it computes
     ) -> State:
     "Train, or go on training, and leave checkpoints and log in `run`."
     run = check_run(run, start_from)

@@ -24,7 +24,7 @@ BF16_CAPABILITY = (8, 0)                # the first cards that multiply bf16 num
 def pick_precision(name: str, # 'auto' or a key of `PRECISION`
                    device: torch.device
     ) -> str: # a key of `PRECISION`
-    "`auto` is fp16 on CUDA and fp32 elsewhere; ValueError for another name, and for bf16 on a card without it."
+    "`auto` is fp16 on CUDA and fp32 elsewhere; ValueError for another name, or bf16 on a card without."
     if name == 'auto':
         return 'fp16' if device.type == 'cuda' else 'fp32'
     if name not in PRECISION:
@@ -33,8 +33,8 @@ def pick_precision(name: str, # 'auto' or a key of `PRECISION`
         capability = torch.cuda.get_device_capability(device)
         if capability < BF16_CAPABILITY:
             raise ValueError(f'{torch.cuda.get_device_name(device)} has compute capability '
-                             f'{capability[0]}.{capability[1]} and cannot multiply bf16 numbers (8.0 and newer '
-                             'can); choose precision fp16 or fp32')
+                             f'{capability[0]}.{capability[1]} and cannot multiply bf16 numbers (8.0 and '
+                             'newer can); choose precision fp16 or fp32')
     return name
 
 # %% ../../nbs/03b_precision.ipynb #18219b32

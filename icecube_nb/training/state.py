@@ -98,8 +98,8 @@ def new_state(config: Config, angle_bins: dict[str, list[float]], device: str = 
     bins = make_bins(angle_bins, config.model.zenith_mirror).to(where)
     kernel = smoothing_kernel(config.train.smoothing_bins, config.train.smoothing_sigma).to(where)
     none = torch.zeros((), dtype=torch.int64, device=where)
-    state = State(config, model, make_optimiser(model, config), bins, angle_bins, kernel, where, find_card(where),
-                  count_work(model, config.model), (none, none), detector, processes,
+    state = State(config, model, make_optimiser(model, config), bins, angle_bins, kernel, where,
+                  find_card(where), count_work(model, config.model), (none, none), detector, processes,
                   wrap_for_processes(model, processes, where), average)
     set_precision(state)
     return state
@@ -118,8 +118,8 @@ def set_precision(state: State) -> bool: # whether anything changed
     for model in (state.model, state.average):
         if model is not None:
             model.backend, model.compiled = name, c.compile
-    state.pass_pulses = c.pass_pulses
-    if state.card and not c.pass_pulses:
+    state.pass_pulses = state.config.data.pulse_budget
+    if state.card and not state.pass_pulses:
         state.pass_pulses = pass_pulses(state.config.model, wanted, count_parameters(state.model),
                                         torch.cuda.mem_get_info(state.device)[0])
     torch.set_float32_matmul_precision('high' if uses_tf32(state) else 'highest')
@@ -172,9 +172,9 @@ def save_state(state: State, # `window`, `skipped` and `bad` have been read from
     return folder
 
 # %% ../../nbs/appendix/run_state.ipynb #a798cb0b
-# train settings that may change when a run is taken up again
-RESUMABLE_CHANGES = ('log_every', 'save_every', 'keep_last', 'validation_events', 'attention', 'pass_pulses',
-                     'compile')
+# settings that may change when a run is resumed
+RESUMABLE_CHANGES = ('log_every', 'save_every', 'keep_last', 'validation_events', 'attention', 'compile',
+                     'pulse_budget')
 
 def check_same(kept: Config, config: Config, run: Path) -> None:
     "ValueError names what differs between a run's settings and those it is to go on with."
@@ -190,7 +190,8 @@ def check_same(kept: Config, config: Config, run: Path) -> None:
 # %% ../../nbs/appendix/run_state.ipynb #c1d20a11
 def resume_state(run: Path, # run folder
                  config: Config, # must equal the run's own, but for `RESUMABLE_CHANGES`
-                 device: str = 'auto', processes: ProcessGroup = ProcessGroup(), detector: DetectorRecord|None = None
+                 device: str = 'auto', processes: ProcessGroup = ProcessGroup(),
+                 detector: DetectorRecord|None = None
     ) -> State:
     "The state of the last checkpoint of `run`; ValueError if its config is another or its state is broken."
     folder = find_checkpoint(run)

@@ -87,7 +87,7 @@ def train_step(state: State, # changed in place
                lr: float,
                watch: bool = False, # note the largest attention logit
                workers: CpuWorkerPool|None = None # of `cpu_workers_for`
-    ) -> dict[str, Tensor|int]: # loss, its terms, gradient norm: () on the device; pulses, pairs of this process
+    ) -> dict[str, Tensor|int]: # (): loss, its terms, gradient norm; pulses and pairs of this process
     "Follow the gradient of the mean loss over all events of `step`, of all processes; nothing is read back."
     c, step = state.config.train, step if isinstance(step, OptimiserStep) else whole_step(step)
     for group in state.optimiser.param_groups:
@@ -118,7 +118,7 @@ def add_gradients(state: State, step: OptimiserStep, workers: CpuWorkerPool|None
         except torch.OutOfMemoryError as error:
             if state.processes.ranks > 1 or state.pass_pulses < 2*LEAST_PULSES:
                 raise MemoryError(f'a pass of {state.pass_pulses:,} pulses does not fit into the memory of '
-                                  f'{state.card}; set train.pass_pulses to less') from error
+                                  f'{state.card}; set data.pulse_budget to less') from error
             state.pass_pulses //= 2
         torch.cuda.empty_cache()
 
