@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..core.arrow_files import arrow_column, check_bytes, checksum, map_arrow, named_error, write_arrow
+from ..core.arrow_files import (arrow_column, check_bytes, checksum, map_arrow, named_error,
+                                         write_arrow)
 from ..core.storage import VERSION
 from .competition import (PULSES, check_ranges, find_fault, open_parquet, read_pieces,
                                          time_order, to_numpy, whole_events)
