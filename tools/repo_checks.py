@@ -40,7 +40,7 @@ LAYERS = [
     ['network.heads'],
     ['network.attention', 'network.losses'],
     ['data.epochs'],
-    ['data.check', 'data.batching'],
+    ['data.check', 'data.batching', 'data.record'],
     ['data.prepare', 'data.pulses'],
     ['data.packing'],
     ['data.angle_bins', 'data.packed', 'inference.evaluate'],
