@@ -54,7 +54,8 @@ class Bench:
 
     def config(self, name: str, **settings: object) -> Config:
         "A preset with changes, such as train__max_lr=1e-3; smaller in the dry run."
-        small = {'train.batch_events': 4, 'train.accumulate': 2, 'model.layers': 1, 'data.max_pulses': 32}
+        small = {'train.batch_events': 4, 'train.accumulate': 2, 'model.layers': 1, 'model.width': 64,
+                 'model.heads': 2, 'model.neck': 64, 'data.max_pulses': 32}
         changes = {key.replace('__', '.'): value for key, value in settings.items()}
         return override(preset(name), changes | (small if self.small else {}))
 
