@@ -47,8 +47,9 @@ LAYERS = [
     ['data.competition'],
     ['physics.eda', 'physics.simulate'],
     ['physics.events'],
+    ['physics.readout'],
     ['physics.light'],
-    ['physics.detector'],
+    ['physics.detector', 'physics.simulation_config'],
     ['physics.angles'],
     ['core.outputs', 'core.arrow_files'],
     ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers'],
@@ -56,8 +57,9 @@ LAYERS = [
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
 WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',
                  'physics.angles', 'physics.detector', 'physics.eda', 'physics.light', 'physics.events',
-                 'physics.simulate', 'data.competition', 'data.packed', 'data.packing', 'data.prepare',
-                 'data.check', 'training.checkpoints', 'training.runs']
+                 'physics.readout', 'physics.simulate', 'physics.simulation_config', 'data.competition',
+                 'data.packed', 'data.packing', 'data.prepare', 'data.check', 'training.checkpoints',
+                 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHERENKOV_COSINE', 'CHERENKOV_SINE', 'CHERENKOV_TANGENT', 'TRACK_YIELD', 'TRACK_M_PER_GEV', 'CASCADE_YIELD',
-           'IceColumn', 'string_slots', 'DetectorArray', 'cherenkov', 'track_light', 'cascade_light', 'shower_profile',
-           'acceptance', 'scattered_profile', 'pandel', 'LightSources', 'scalar_products', 'pairs_in_reach',
-           'expected_light']
+           'INFILL_RADIUS_M', 'IceColumn', 'string_slots', 'infill_sensors', 'DetectorArray', 'cherenkov',
+           'track_light', 'cascade_light', 'shower_profile', 'acceptance', 'scattered_profile', 'pandel',
+           'azimuth_factor', 'LightSources', 'scalar_products', 'pairs_in_reach', 'expected_light']
 
 # %% ../../nbs/appendix/light.ipynb #7d2d8747
 from dataclasses import dataclass, replace
@@ -16,13 +16,14 @@ import pandas as pd
 
 from .detector import (REFRACTIVE_INDEX, SPEED_OF_LIGHT_M_PER_NS, check_geometry,
                                          geometry_table, ice_at_depth, sensor_efficiency)
+from .simulation_config import STANDARD, SimulationConfig
 
 # %% ../../nbs/appendix/light.ipynb #74842f4f
 CHERENKOV_COSINE = 1 / REFRACTIVE_INDEX       # of the angle between the particle and its light
 CHERENKOV_SINE = float(np.sqrt(1 - CHERENKOV_COSINE**2))
 CHERENKOV_TANGENT = CHERENKOV_SINE / CHERENKOV_COSINE
-TRACK_YIELD = 30.                             # photoelectrons x metre: a muon seen from 1 m, no ice (chosen)
-TRACK_M_PER_GEV = 5.3                         # a cascade of 1 GeV shines like so many metres of track
+TRACK_YIELD = 17.                             # photoelectrons x metre: a muon seen from 1 m, no ice (see below)
+TRACK_M_PER_GEV = 5.3                         # 1206.5530: a shower of 1 GeV shines like so many metres of track
 CASCADE_YIELD = TRACK_YIELD * CHERENKOV_SINE * TRACK_M_PER_GEV / 2  # photoelectrons x metre^2 a GeV
 
 # %% ../../nbs/appendix/light.ipynb #fdabe332
@@ -64,35 +65,57 @@ def string_slots(
     slot[order] = np.arange(len(position)) + 2 * string[order]
     return slot
 
+# %% ../../nbs/appendix/light.ipynb #b2d06f03
+INFILL_RADIUS_M = 150.          # a standard string this close to the centre of the dense strings belongs to them
+
+def infill_sensors(
+    position: np.ndarray, # (S, 3) m
+    efficiency: np.ndarray, # (S,) above 1 for the sensors of the dense part
+) -> np.ndarray: # (S,) bool
+    "Sensors of the dense part: the efficient ones, and those of other strings between them."
+    efficient = efficiency > 1
+    if not efficient.any():
+        return efficient
+    centre, top = position[efficient, :2].mean(0), position[efficient, 2].max()
+    aside = np.linalg.norm(position[:, :2] - centre, axis=1)
+    return (position[:, 2] <= top) & ((aside < INFILL_RADIUS_M) | efficient)
+
 # %% ../../nbs/appendix/light.ipynb #3c03df4b
 @dataclass(frozen=True)
 class DetectorArray:
     "A detector as the simulator sees it: S sensors in layered ice."
     position: np.ndarray    # (S, 3) float32 m, from the array's centre
     centre: np.ndarray      # (3,) m, of the geometry's coordinates
-    efficiency: np.ndarray  # (S,) float32 1, or 1.35 in DeepCore
+    efficiency: np.ndarray  # (S,) float32 1, 1.35 in DeepCore, 0 for a dead sensor
+    infill: np.ndarray      # (S,) bool, in the dense part
     slot: np.ndarray        # (S,) place along the strings
     reach_m: np.ndarray     # (S,) float32 length over which light falls by a factor e around each sensor
     ice: IceColumn
     radius_m: float         # of the cylinder in which neutrinos are aimed
     half_height_m: float
+    config: SimulationConfig
 
     @classmethod
     def from_tables(cls, geometry: pd.DataFrame | None = None, ice: pd.DataFrame | None = None,
-                    margin_m: float = 60.):
+                    config: SimulationConfig = STANDARD):
         "Any geometry (sensor_id, x, y, z) and ice table; the defaults are IceCube's."
         geometry = geometry_table() if geometry is None else check_geometry(geometry)
         place = geometry[['x', 'y', 'z']].to_numpy(np.float64)             # (S, 3)
         centre = (place.min(0) + place.max(0)) / 2
         local = place - centre
         column = IceColumn.from_table(ice, place[:, 2].min() - 500, place[:, 2].max() + 500)
-        column = replace(column, bottom_m=column.bottom_m - centre[2])
+        factor = np.float32([[config.scattering], [config.absorption]])
+        column = replace(column, bottom_m=column.bottom_m - centre[2], cumulative=column.cumulative / factor)
         z = local[:, 2]
         near = column.mean(z - 60, z), column.mean(z - 20, z + 20), column.mean(z, z + 60)
         reach = np.max([1 / np.sqrt(3 * b * a) for b, a in near], axis=0)
-        return cls(local.astype(np.float32), centre, sensor_efficiency(geometry).astype(np.float32),
+        efficiency = sensor_efficiency(geometry)
+        infill = infill_sensors(place, efficiency)
+        works = np.random.default_rng(len(place)).random(len(place)) >= config.dead_share   # the same each time
+        return cls(local.astype(np.float32), centre, (efficiency * works).astype(np.float32), infill,
                    string_slots(place), reach.astype(np.float32), column,
-                   float(np.linalg.norm(local[:, :2], axis=1).max() + margin_m), float(z.max() + margin_m))
+                   float(np.linalg.norm(local[:, :2], axis=1).max() + config.margin_m),
+                   float(z.max() + config.margin_m), config)
 
 # %% ../../nbs/appendix/light.ipynb #c7de914a
 def cherenkov(
@@ -140,9 +163,10 @@ def shower_profile(
 # %% ../../nbs/appendix/light.ipynb #155b6b48
 def acceptance(
     upward: np.ndarray, # vertical component of the light's direction, -1 to 1
+    hole_ice: float = 0., # share of the difference between up and down that the hole ice takes away
 ) -> np.ndarray: # relative sensitivity, mean 1 over the sphere
     "How well a sensor that faces down sees light from each direction."
-    return 1 + upward * (1.5 - 0.5 * upward * upward)
+    return 1 + np.float32(1 - hole_ice) * upward * (1.5 - 0.5 * upward * upward)
 
 # %% ../../nbs/appendix/light.ipynb #8b7d0ffc
 def scattered_profile(
@@ -163,6 +187,17 @@ def pandel(
     "How the delays of light are distributed after a path through the ice."
     return (path_m * scatter / 1.4,
             scatter / 23 + absorb * np.float32(SPEED_OF_LIGHT_M_PER_NS / REFRACTIVE_INDEX))
+
+# %% ../../nbs/appendix/light.ipynb #b2d06f06
+def azimuth_factor(
+    direction: np.ndarray, # (P, 3) unit vectors along which light travels
+    config: SimulationConfig,
+) -> np.ndarray: # (P,) factor on the scattering coefficient
+    "How much more light scatters in a direction than on average over azimuths."
+    cosine, sine = np.cos(2 * config.anisotropy_azimuth), np.sin(2 * config.anisotropy_azimuth)
+    x, y = direction[:, 0], direction[:, 1]
+    along = np.float32(cosine) * (x * x - y * y) + np.float32(2 * sine) * x * y   # sin^2 theta cos 2(phi - phi0)
+    return 1 - np.float32(config.anisotropy) * along
 
 # %% ../../nbs/appendix/light.ipynb #d520e4f0
 @dataclass
@@ -227,6 +262,7 @@ def expected_light(
     path = np.maximum(path, 1)                                             # no closer than a metre
     up = np.clip((offset[:, 2] - emitted * direction[:, 2]) / path, -1, 1)
     scatter, absorb = array.ice.mean(place[:, 2] - up * path, place[:, 2])
+    scatter = scatter * azimuth_factor((offset - emitted[:, None] * direction) / path[:, None], array.config)
     kept = np.exp(-path * scatter)                                         # share not yet scattered
     is_track, cosine = length > 0, np.clip(along / path, -1, 1)
     mean = np.empty_like(path)
@@ -235,7 +271,9 @@ def expected_light(
                * np.exp(-miss[t] * scatter[t]))
     mean[c] = (cascade_light(path[c], scatter[c], absorb[c])
                * scattered_profile(shower_profile, cosine[c], kept[c], 0.9))
-    mean *= light.brightness[source] * array.efficiency[sensor] * scattered_profile(acceptance, up, kept)
+    hole_ice = array.config.hole_ice
+    mean *= light.brightness[source] * array.efficiency[sensor] * scattered_profile(
+        lambda cosine: acceptance(cosine, hole_ice), up, kept, 0.5 * (1 - hole_ice))
     detour = np.where(is_track, miss, 0.5 * (1 - cosine) / scatter)
     shape, rate = pandel(path + detour, scatter, absorb)
     return mean, light.time_ns[source] + arrival, shape, rate
