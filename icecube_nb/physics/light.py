@@ -22,7 +22,7 @@ from .simulation_config import STANDARD, SimulationConfig
 CHERENKOV_COSINE = 1 / REFRACTIVE_INDEX       # of the angle between the particle and its light
 CHERENKOV_SINE = float(np.sqrt(1 - CHERENKOV_COSINE**2))
 CHERENKOV_TANGENT = CHERENKOV_SINE / CHERENKOV_COSINE
-TRACK_YIELD = 17.                             # photoelectrons x metre: a muon seen from 1 m, no ice (see below)
+TRACK_YIELD = 24.                             # photoelectrons x metre: a muon seen from 1 m, no ice (see below)
 TRACK_M_PER_GEV = 5.3                         # 1206.5530: a shower of 1 GeV shines like so many metres of track
 CASCADE_YIELD = TRACK_YIELD * CHERENKOV_SINE * TRACK_M_PER_GEV / 2  # photoelectrons x metre^2 a GeV
 

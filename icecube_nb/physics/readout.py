@@ -265,7 +265,7 @@ def trigger_times(
     return start, end
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a2b
-CLOCK_SPREAD_NS = 10
+CLOCK_SPREAD_NS = 20
 
 @dataclass
 class Readout:
