@@ -13,7 +13,10 @@ After a change of this file remove limit.csv first.
 
 Approximations: the jitter is a mean of boxes; the energy of a cascade has one power law as its prior, a
 track's brightness and place have flat ones; noise pulses that follow others count like any; light after the
-end of the readout is not taken off.
+end of the readout is not taken off; pre-pulses and late pulses are not in the likelihood; afterpulses are left
+out, and so is what the electronics lose outside of a launch.
+
+The rows in limit.csv come from version 2 of the simulator and have to be made again.
 """
 import argparse
 from collections.abc import Iterator
@@ -29,17 +32,16 @@ from scipy.special import gammainc
 from icecube_nb.core.progress import Progress, end_with_parent
 from icecube_nb.inference.evaluate import bootstrap_error, line_fit
 from icecube_nb.physics.detector import SPEED_OF_LIGHT_M_PER_NS
-from icecube_nb.physics.events import (CHUNK_NEUTRINOS, NOISE_HZ, PULSES_TO_TRIGGER, READOUT_AFTER_NS,
-                                       READOUT_BEFORE_NS, draw_neutrinos, in_local_coincidence, light_sources,
-                                       merge_light, noise_pulses, photoelectrons, readable_times,
-                                       single_charges, trigger_times)
+from icecube_nb.physics.events import (CHUNK_NEUTRINOS, draw_neutrinos, light_sources, photoelectrons,
+                                       readable_times)
 from icecube_nb.physics.light import DetectorArray, LightSources, expected_light, pairs_in_reach
+from icecube_nb.physics.readout import (Pulses, afterpulses, digitise, find_triggers, noise_pulses,
+                                        single_charges)
 
 RESULTS = Path(__file__).parent/'results'/'limit.csv'
 MOST = 300                                      # photoelectrons; brighter events are not sampled
 WALKERS, STEPS, BURN = 48, 1200, 600            # walkers, steps of each, how many of these are dropped
 BOXES = np.array([1.2, 2.4, 4.0, 6.4])          # half widths [ns] whose mean stands for the jitter of 2 ns
-NOISE_PER_NS = NOISE_HZ*1e-9
 
 
 @dataclass
@@ -58,21 +60,20 @@ def draw_events(rng: np.random.Generator, array: DetectorArray, n: int = CHUNK_N
     nu = draw_neutrinos(n, array, rng)
     light = light_sources(nu, rng, array)
     source, sensor = pairs_in_reach(light, array)
-    pair, time, weight = photoelectrons(*expected_light(light, source, sensor, array), rng)
+    config = array.config
+    pair, time, weight = photoelectrons(*expected_light(light, source, sensor, array), config, rng)
     owner, seen = light.event[source[pair]], sensor[pair]
-    pulses = merge_light(owner, seen, time, weight*single_charges(len(weight), rng))
-    bright = np.bincount(pulses.event, minlength=n) >= PULSES_TO_TRIGGER - 2
-    pulses = pulses[bright[pulses.event]]
-    ids, early, late = readable_times(pulses)
+    pulses = Pulses(owner, seen, time, weight*single_charges(len(weight), rng))
+    pulses = pulses + afterpulses(pulses, config, rng)
+    ids, early, late = readable_times(pulses, config)
     dark = noise_pulses(early, late, array, rng)
     dark.event = ids[dark.event]
-    both = pulses + dark
-    both = both[np.lexsort((both.time_ns, both.event))]
-    local = in_local_coincidence(both, array)
-    start, end = trigger_times(both.event[local], both.time_ns[local], n)
+    both, local, launches = digitise(pulses + dark, array)
+    triggers = find_triggers(launches, n, array)
+    start, end = triggers.start_ns, triggers.end_ns
     events = []
-    for k in np.flatnonzero(np.isfinite(start)):
-        read_out = start[k] - READOUT_BEFORE_NS, end[k] + READOUT_AFTER_NS
+    for k in np.flatnonzero(triggers.fired.any(1)):
+        read_out = start[k] - config.readout_before_ns, end[k] + config.readout_after_ns
         light_rows = _inside(owner, time, k, read_out)
         noise_rows = _inside(dark.event, dark.time_ns, k, read_out)
         pulse_rows = _inside(both.event, both.time_ns, k, read_out)
@@ -119,14 +120,16 @@ class Likelihood:
         v = p[:, 5:]
         direction = v/np.linalg.norm(v, axis=1, keepdims=True)                    # (W, 3)
         mean, density = self.light_of(p, direction)
-        noise = NOISE_PER_NS*self.array.efficiency[self.sensors[self.sensor]]
+        config = self.array.config
+        noise_hz = config.noise_hz + config.noise_bursts_hz*config.burst_pulses
+        noise = 1e-9*noise_hz*self.array.efficiency[self.sensors[self.sensor]]
         seen_log = np.log(noise + (density*mean[:, :, self.sensor].astype(float)).sum(1))
         value = (self.weight*seen_log).sum(1) - mean.sum((1, 2))
-        value += -0.5*(v**2).sum(1) + np.log1p(-0.35*direction[:, 2])             # of the norm; of the zenith
+        value += -0.5*(v**2).sum(1) + np.log1p(-config.zenith_slope*direction[:, 2])  # norm; zenith
         if self.event.light.length_m[0] == 0:                          # a cascade: in the cylinder
             far = np.hypot(p[:, 0], p[:, 1]) > self.array.radius_m
             value[far | (np.abs(p[:, 2]) > self.array.half_height_m)] = -np.inf
-            value -= 0.95*p[:, 4]
+            value -= (config.soft_index - 1)*p[:, 4]
         return np.where(sane, value, -np.inf)
 
     def light_of(self, p: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,13 @@
 """How far are simulated events from the real ones, before and after a change of the simulator?
 
-    python bench/simulator.py --events 20000                      both worlds, written to bench/results/simulator.csv
+    python bench/simulator.py                           both worlds, written to bench/results/simulator.csv
     git worktree add ../before 1735519
-    python bench/simulator.py --events 20000 --before ../before   with an older simulator beside them
+    python bench/simulator.py --before ../before        with an older simulator beside them
 
 Each row is one figure: its value for the real data with its source, and its value for each simulator. For the
-three genuine events of the public test file a row says which share of simulated events has a smaller value: a
-share of 0 or 1 means that the simulator never makes such an event. The real figures are typed here; no file of
-the competition is needed. The rows on speed are ratios of CPU time in this process, runs taking turns.
+three genuine events of the public test file a row says which share of simulated events has a smaller value
+(half of the equal ones included): at 0 or 1 the simulator never makes such an event. The real figures are
+typed here; no file of the competition is needed. The rows on speed are ratios of CPU time in this process, runs taking turns.
 """
 import argparse
 import importlib
@@ -138,7 +138,8 @@ def real_figures() -> dict[str, tuple[float, str]]:
     real['under 64 pulses: auxiliary, median'] = 32.0, TEST_FILE
     real['share of not auxiliary later than 5 us'] = 0.046, 'public test file, event 2092 alone'
     charges = {1: 0.225, 10: 0.475, 50: 0.975, 90: 1.475, 99: 2.525}
-    real |= {f'under 300 pulses: charge at {q} % [pe]': (value, 'public test file, 378 pulses') for q, value in charges.items()}
+    real |= {f'under 300 pulses: charge at {q} % [pe]': (value, 'public test file, 378 pulses')
+             for q, value in charges.items()}
     for name, values in GENUINE.items():
         for event, value in zip(('2092', '7344', '9482'), values):
             real[f'event {event}: {name}, share below'] = float(value), f'public test file, event {event}'
@@ -157,7 +158,8 @@ def cpu_seconds(simulators: dict[str, Simulator]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('--events', type=int, default=20_000, help='of each simulator')
     parser.add_argument('--before', type=Path, help='checkout with an older simulator')
     parser.add_argument('--out', type=Path, default=RESULTS)

@@ -50,6 +50,7 @@ class Simulate:
     array: str = 'icecube86'     # registered detector, with its ice: icecube86, nine_strings
     geometry: Path|None = None   # sensor_geometry.csv of another detector (default: the array's)
     ice: Path|None = None        # ice_transparency.txt of another detector (default: the array's)
+    world: str = 'standard'      # constants of the simulation: standard, other
 
     def __call__(self) -> None:
         from icecube_nb.physics.detector import geometry_table, ice_table, read_geometry, read_ice
@@ -58,7 +59,7 @@ class Simulate:
         geometry = geometry_table(self.array) if self.geometry is None else read_geometry(self.geometry)
         ice = ice_table(self.array) if self.ice is None else read_ice(self.ice)
         folder = write_dataset(self.out, self.batches, self.events_per_batch, self.seed, self.test_events,
-                               geometry, ice, self.workers, Progress('simulating, batches'))
+                               geometry, ice, self.workers, Progress('simulating, batches'), self.world)
         print(f'{self.batches} x {self.events_per_batch:,} training and {self.test_events:,} test events '
               f'are in {folder}')
 

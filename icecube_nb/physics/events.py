@@ -81,7 +81,7 @@ def draw_energies(
     n: int,
     config: SimulationConfig,
     rng: np.random.Generator,
-    highest_gev: float = 1e8,
+    highest_gev: float = 2e7,
 ) -> np.ndarray: # (n,) GeV
     "Energies of neutrinos: a steep power law and a share of a flat one."
     soft = power_law(n, config.soft_index, config.lowest_gev, highest_gev, rng)

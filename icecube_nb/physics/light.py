@@ -22,8 +22,8 @@ from .simulation_config import STANDARD, SimulationConfig
 CHERENKOV_COSINE = 1 / REFRACTIVE_INDEX       # of the angle between the particle and its light
 CHERENKOV_SINE = float(np.sqrt(1 - CHERENKOV_COSINE**2))
 CHERENKOV_TANGENT = CHERENKOV_SINE / CHERENKOV_COSINE
-TRACK_YIELD = 24.                             # photoelectrons x metre: a muon seen from 1 m, no ice (see below)
-TRACK_M_PER_GEV = 5.3                         # 1206.5530: a shower of 1 GeV shines like so many metres of track
+TRACK_YIELD = 24.                             # photoelectrons x metre: a muon from 1 m, no ice (see below)
+TRACK_M_PER_GEV = 5.3                         # 1206.5530: a shower of 1 GeV shines like so much track
 CASCADE_YIELD = TRACK_YIELD * CHERENKOV_SINE * TRACK_M_PER_GEV / 2  # photoelectrons x metre^2 a GeV
 
 # %% ../../nbs/appendix/light.ipynb #fdabe332
@@ -66,7 +66,7 @@ def string_slots(
     return slot
 
 # %% ../../nbs/appendix/light.ipynb #b2d06f03
-INFILL_RADIUS_M = 150.          # a standard string this close to the centre of the dense strings belongs to them
+INFILL_RADIUS_M = 150.          # a standard string this close to the centre of the dense ones belongs to them
 
 def infill_sensors(
     position: np.ndarray, # (S, 3) m
@@ -111,7 +111,7 @@ class DetectorArray:
         reach = np.max([1 / np.sqrt(3 * b * a) for b, a in near], axis=0)
         efficiency = sensor_efficiency(geometry)
         infill = infill_sensors(place, efficiency)
-        works = np.random.default_rng(len(place)).random(len(place)) >= config.dead_share   # the same each time
+        works = np.random.default_rng(len(place)).random(len(place)) >= config.dead_share  # always the same
         return cls(local.astype(np.float32), centre, (efficiency * works).astype(np.float32), infill,
                    string_slots(place), reach.astype(np.float32), column,
                    float(np.linalg.norm(local[:, :2], axis=1).max() + config.margin_m),
@@ -196,7 +196,7 @@ def azimuth_factor(
     "How much more light scatters in a direction than on average over azimuths."
     cosine, sine = np.cos(2 * config.anisotropy_azimuth), np.sin(2 * config.anisotropy_azimuth)
     x, y = direction[:, 0], direction[:, 1]
-    along = np.float32(cosine) * (x * x - y * y) + np.float32(2 * sine) * x * y   # sin^2 theta cos 2(phi - phi0)
+    along = np.float32(cosine) * (x * x - y * y) + np.float32(2 * sine) * x * y    # sin^2 cos 2(phi - phi0)
     return 1 - np.float32(config.anisotropy) * along
 
 # %% ../../nbs/appendix/light.ipynb #d520e4f0

@@ -7,7 +7,8 @@ __all__ = ['COINCIDENT_LAUNCH_NS', 'LONE_LAUNCH_NS', 'STAMP_NS', 'FAST_NS', 'SLO
            'AFTERPULSE_DELAY_NS', 'AFTERPULSE_SPREAD_NS', 'AFTERPULSE_PARTS', 'BURST_LEAD_NS', 'TICK_BITS',
            'TICKS_PER_NS', 'CLOCK_SPREAD_NS', 'Pulses', 'single_charges', 'rounded_charges', 'transit_times',
            'afterpulses', 'saturated', 'random_noise', 'noise_pulses', 'packed_times', 'first_come',
-           'in_local_coincidence', 'Launches', 'find_launches', 'digitise', 'trigger_times', 'Readout', 'read_out']
+           'in_local_coincidence', 'Launches', 'find_launches', 'digitise', 'trigger_times', 'Triggers',
+           'find_triggers', 'Readout', 'read_out']
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a04
 from dataclasses import dataclass, replace
@@ -77,7 +78,7 @@ def transit_times(
 # %% ../../nbs/appendix/readout.ipynb #c3e17a10
 AFTERPULSE_DELAY_NS = np.array([600., 2000., 8000.])       # 1002.2442
 AFTERPULSE_SPREAD_NS = np.array([150., 600., 1500.])       # chosen
-AFTERPULSE_PARTS = np.array([0.15, 0.25, 0.6])             # chosen: the bright genuine event has most at 5 to 10 us
+AFTERPULSE_PARTS = np.array([0.15, 0.25, 0.6])             # chosen: a genuine event has most at 5 to 10 us
 
 def afterpulses(
     pulses: Pulses, # photoelectrons of light
@@ -128,7 +129,8 @@ def noise_pulses(
     "Noise of B events: single pulses and bursts."
     config = array.config
     parts = [random_noise(config.noise_hz, first_ns, last_ns, array, rng)]
-    event, sensor, time_ns = random_noise(config.noise_bursts_hz, first_ns - BURST_LEAD_NS, last_ns, array, rng)
+    earlier_ns = first_ns - BURST_LEAD_NS
+    event, sensor, time_ns = random_noise(config.noise_bursts_hz, earlier_ns, last_ns, array, rng)
     while len(event):
         parts.append((event, sensor, time_ns))
         more = np.flatnonzero(rng.random(len(event)) < 1 - 1 / config.burst_pulses)
@@ -215,7 +217,7 @@ def find_launches(
 def digitise(
     light: Pulses, # photoelectrons and noise, in any order
     array: DetectorArray,
-) -> tuple[Pulses, np.ndarray, Launches]: # pulses by event, sensor, time; which are not auxiliary (N,); launches
+) -> tuple[Pulses, np.ndarray, Launches]: # sorted pulses; which are not auxiliary (N,); launches
     "Record photoelectrons by launches, and merge those too close in time to be told apart."
     config, key = array.config, packed_times(light.event * 65536 + light.sensor, light.time_ns)
     order = np.argsort(key, kind='stable')
@@ -230,7 +232,8 @@ def digitise(
     inside = (launch >= 0) & (after_ns < recorded_ns[np.maximum(launch, 0)])
     light, launch, after_ns = light[inside], launch[inside], after_ns[inside]
     slow = after_ns >= FAST_NS
-    step = np.where(slow, (after_ns - FAST_NS) / SLOW_STEP_NS + FAST_NS, after_ns / config.merge_ns).astype(int)
+    slow_step = (after_ns - FAST_NS) / SLOW_STEP_NS + FAST_NS              # higher than any fast one
+    step = np.where(slow, slow_step, after_ns / config.merge_ns).astype(int)
     first = np.flatnonzero((np.diff(launch, prepend=-1) != 0) | (np.diff(step, prepend=-1) != 0))
     charge = np.add.reduceat(light.charge_pe, first)
     width_ns = np.where(slow[first], SLOW_STEP_NS, config.merge_ns)
@@ -264,6 +267,26 @@ def trigger_times(
     np.maximum.at(end, event[fired], last[fired])
     return start, end
 
+# %% ../../nbs/appendix/readout.ipynb #c3e17a30
+@dataclass
+class Triggers:
+    "When the triggers of a chunk of n events fire; the times are those of the trigger."
+    start_ns: np.ndarray      # (n,) of the first launch of all triggers, infinite where none fires
+    end_ns: np.ndarray        # (n,) of the last
+    fired: np.ndarray         # (n, T) bool, for each trigger of the world
+
+def find_triggers(
+    launches: Launches,
+    n: int, # events
+    array: DetectorArray,
+) -> Triggers:
+    "Join the triggers of each event."
+    seen = launches.pulses[launches.coincident]
+    seen = seen[np.lexsort((seen.time_ns, seen.event))]
+    times = [trigger_times(seen, trigger, array, n) for trigger in array.config.triggers]
+    start, end = np.transpose(times, (1, 0, 2))                            # (T, n)
+    return Triggers(start.min(0), end.max(0), np.isfinite(start).T)
+
 # %% ../../nbs/appendix/readout.ipynb #c3e17a2b
 CLOCK_SPREAD_NS = 20
 
@@ -282,10 +305,8 @@ def read_out(
 ) -> Readout:
     "Apply launches, coincidence, triggers and the readout window."
     pulses, not_auxiliary, launches = digitise(light, array)
-    seen = launches.pulses[launches.coincident]
-    seen = seen[np.lexsort((seen.time_ns, seen.event))]
-    times = [trigger_times(seen, trigger, array, n) for trigger in array.config.triggers]
-    start, end = np.min([first for first, _ in times], 0), np.max([last for _, last in times], 0)
+    triggers = find_triggers(launches, n, array)
+    start, end = triggers.start_ns, triggers.end_ns
     clock = start - array.config.trigger_start_ns + rng.integers(-CLOCK_SPREAD_NS, CLOCK_SPREAD_NS + 1, n)
     t = pulses.time_ns
     keep = np.flatnonzero((t >= start[pulses.event] - array.config.readout_before_ns)
@@ -293,5 +314,4 @@ def read_out(
     pulses, not_auxiliary = pulses[keep], not_auxiliary[keep]
     pulses.time_ns = np.rint(pulses.time_ns - clock[pulses.event]).astype(np.int64)
     order = np.lexsort((pulses.time_ns, pulses.event))
-    fired = np.isfinite([first for first, _ in times]).T
-    return Readout(pulses[order], not_auxiliary[order], fired)
+    return Readout(pulses[order], not_auxiliary[order], triggers.fired)

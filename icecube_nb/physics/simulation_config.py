@@ -35,16 +35,16 @@ class SimulationConfig:
     name: str = 'standard'
     # neutrinos
     soft_index: float = 2.62        # of most of the energy spectrum (tuned)
-    hard_index: float = 1.07        # of the rest (tuned)
-    hard_share: float = 0.015       # how much that rest is (tuned)
-    lowest_gev: float = 132.        # of the spectrum (tuned)
+    hard_index: float = 1.13        # of the rest (tuned)
+    hard_share: float = 0.024       # how much that rest is (tuned)
+    lowest_gev: float = 136.        # of the spectrum (tuned)
     zenith_slope: float = 0.        # density of cos(zenith) is (1 + slope cos)/2 (chosen)
     track_odds: float = 0.13        # tracks for one cascade, where the muon has no range (tuned)
     margin_m: float = 100.          # neutrinos are aimed at a cylinder so much larger than the array (chosen)
     # ice and light
     light_yield: float = 1.         # factor on all light
-    scattering: float = 1.          # factor on the scattering length of the table (1301.5361: about 10 % known)
-    absorption: float = 1.          # factor on the absorption length of the table (the same)
+    scattering: float = 1.          # factor on the table's scattering length (1301.5361: known to 10 %)
+    absorption: float = 1.          # factor on the table's absorption length (the same)
     anisotropy: float = 0.08        # scattering varies by so much with the azimuth (1309.7010: 8 %)
     anisotropy_azimuth: float = 2.2 # rad; along it light scatters least (1309.7010: 126 degrees)
     hole_ice: float = 0.2           # share of the up-down difference that cloudy hole ice takes away (chosen)
@@ -72,11 +72,12 @@ STANDARD = SimulationConfig()
 
 # %% ../../nbs/appendix/simulation_config.ipynb #a1c05e0c
 OTHER = SimulationConfig(       # all chosen to differ
-    'other', soft_index=2.2, hard_index=1.2, hard_share=0.03, lowest_gev=110., zenith_slope=-0.2, track_odds=0.15,
-    light_yield=0.7, scattering=0.75, absorption=0.85, anisotropy=0.15, anisotropy_azimuth=0.6, hole_ice=0.5,
+    'other', soft_index=2.2, hard_index=1.2, hard_share=0.03, lowest_gev=110., zenith_slope=-0.2,
+    track_odds=0.15, light_yield=0.7, scattering=0.75, absorption=0.85, anisotropy=0.15, anisotropy_azimuth=0.6, hole_ice=0.5,
     jitter_ns=3., late_share=0.06, afterpulse_share=0.09, saturation_pe_per_ns=60., dead_share=0.03,
     noise_hz=700., noise_bursts_hz=50., burst_pulses=2., burst_gap_ns=1000.,
-    discriminator_pe=0.4, merge_ns=10., readout_before_ns=5000, readout_after_ns=7500, trigger_start_ns=10_650,
+    discriminator_pe=0.4, merge_ns=10.,
+    readout_before_ns=5000, readout_after_ns=7500, trigger_start_ns=10_650,
     triggers=(replace(MULTIPLICITY_8, name='multiplicity 6', launches=6), DEEPCORE_3))
 
 # %% ../../nbs/appendix/simulation_config.ipynb #a1c05e0d
