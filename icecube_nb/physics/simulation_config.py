@@ -73,7 +73,8 @@ STANDARD = SimulationConfig()
 # %% ../../nbs/appendix/simulation_config.ipynb #a1c05e0c
 OTHER = SimulationConfig(       # all chosen to differ
     'other', soft_index=2.2, hard_index=1.2, hard_share=0.03, lowest_gev=110., zenith_slope=-0.2,
-    track_odds=0.15, light_yield=0.7, scattering=0.75, absorption=0.85, anisotropy=0.15, anisotropy_azimuth=0.6, hole_ice=0.5,
+    track_odds=0.15, light_yield=0.7, scattering=0.75, absorption=0.85, anisotropy=0.15,
+    anisotropy_azimuth=0.6, hole_ice=0.5,
     jitter_ns=3., late_share=0.06, afterpulse_share=0.09, saturation_pe_per_ns=60., dead_share=0.03,
     noise_hz=700., noise_bursts_hz=50., burst_pulses=2., burst_gap_ns=1000.,
     discriminator_pe=0.4, merge_ns=10.,
