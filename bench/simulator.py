@@ -29,7 +29,7 @@ from icecube_nb.physics.simulation_config import WORLDS
 RESULTS = Path(__file__).parent/'results'/'simulator.csv'
 ICEAGGR = 'training events, as given by github.com/timinar/iceaggr'
 PERCENTILES = {50: 63, 75: 89, 90: 144, 95: 221, 99: 1177, 99.9: 19605}       # pulses an event, ICEAGGR
-LINE_FIT = 1.18                                                # rad, training events, public notebooks
+LINE_FIT = 1.18                                                # rad, training events; source not traced
 TEST_FILE = 'public test file, events 2092, 7344, 9482'
 GENUINE = {                                                    # TEST_FILE
     'pulses': (299, 36, 43),
@@ -134,7 +134,7 @@ def distribution_figures(pulses: pd.DataFrame, truth: pd.DataFrame) -> dict[str,
 def real_figures() -> dict[str, tuple[float, str]]:
     "What is known of the real data: figure and source."
     real = {f'pulses at {q} %': (float(value), ICEAGGR) for q, value in PERCENTILES.items()}
-    real['line fit, mean error [rad]'] = LINE_FIT, 'training events, public notebooks'
+    real['line fit, mean error [rad]'] = LINE_FIT, 'training events; source not traced'
     real['under 64 pulses: auxiliary, median'] = 32.0, TEST_FILE
     real['share of not auxiliary later than 5 us'] = 0.046, 'public test file, event 2092 alone'
     charges = {1: 0.225, 10: 0.475, 50: 0.975, 90: 1.475, 99: 2.525}
