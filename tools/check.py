@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import repo_checks
@@ -145,7 +146,7 @@ def lines_of(command: list[str], root: Path, timeout_s: float) -> Iterator[str|i
 
 def run_notebooks(names: list[str], root: Path, flags: Iterable[str] = (), workers: int = 2,
                   timeout_s: float = 1800, everything: bool = False,
-                  show: Callable[[str], None] = print) -> list[Result]:
+                  show: Callable[[str], None] = partial(print, flush=True)) -> list[Result]:
     "Run these notebooks by `nbdev_test`. What it writes is handed to `show`, line by line."
     log = NotebookLog()
     start = time.monotonic()
