@@ -30,12 +30,12 @@ class CpuWorkerPool:
     def __init__(self, workers: int|None = None): # None: as many as torch may use
         self.workers = workers or torch.get_num_threads()
         keep_memory()
-        self.pool = ThreadPoolExecutor(self.workers, 'crew', torch.set_num_threads, (1,))
+        self.pool = ThreadPoolExecutor(self.workers, 'worker', torch.set_num_threads, (1,))
 
     def map(self, work: Callable, items: Iterable) -> Iterator: # of work(item), in the order of the items
         "Work on several items at a time; what `work` raises is raised here, and the rest is dropped."
         under_way, before = deque(), torch.get_num_threads()
-        torch.set_num_threads(1) # the caller's own operations must not call cores away from the crew
+        torch.set_num_threads(1) # the caller's own operations must not call cores away from the workers
         try:
             for item in items:
                 under_way.append(self.pool.submit(work, item))

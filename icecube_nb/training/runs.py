@@ -11,7 +11,6 @@ __all__ = ['append_log', 'log_rows', 'read_log', 'is_run', 'check_run', 'trim_lo
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import threading
@@ -47,10 +46,10 @@ def append_log(run: str|Path, row: dict) -> dict: # the row
 def log_rows(run: str|Path) -> list[dict]: # none if there is no log yet
     "All whole lines of the log of a run."
     path, rows = Path(run)/'log.jsonl', []
-    for line in path.read_text(errors='replace').splitlines() if path.is_file() else ():
+    for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError:
             pass
     return [row for row in rows if isinstance(row, dict)]
 
@@ -123,7 +122,8 @@ class LiveCurves:
         from IPython.display import display
         self.last = time.perf_counter()
         figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), dpi=80, layout='constrained')
-        titles = f'{done/max(total, 1):.0%} {comment}'.rstrip(), 'no validation yet'
+        share = f'{done/max(total, 1):.0%} ' if done < total else ''
+        titles = f'{share}{comment}'.rstrip(), 'no validation yet'
         labels = ('loss', 'loss'), ('error', 'validation error [rad]')
         for ax, rows, (name, label), title in zip(axes, read_log(self.run), labels, titles):
             values = [row[name] for row in rows]
@@ -140,14 +140,13 @@ class LiveCurves:
 # %% ../../nbs/appendix/runs.ipynb #05b5ca49
 def checkpoints(run: str|Path) -> dict[int, Path]: # step to folder, ascending
     "The complete checkpoints of a run."
-    found = sorted(p for p in (Path(run)/'checkpoints').glob('step_*') if (p/'weights.safetensors').is_file())
-    return {int(p.name.removeprefix('step_')): p for p in found if re.fullmatch(r'step_\d+', p.name)}
+    found = (p for p in (Path(run)/'checkpoints').glob('step_*') if (p/'weights.safetensors').exists())
+    return {int(p.name.removeprefix('step_')): p for p in sorted(found)}
 
 def best_checkpoint(run: str|Path) -> Path|None: # None if no checkpoint has a validation error in the log
     "The checkpoint with the smallest validation error of those that are there."
     there = checkpoints(run)
-    errors = {r['step']: r['error'] for r in read_log(run)[1]
-              if r.get('step') in there and isinstance(r['error'], float) and math.isfinite(r['error'])}
+    errors = {r['step']: r['error'] for r in read_log(run)[1] if r['step'] in there}
     return there[min(errors, key=errors.get)] if errors else None
 
 # %% ../../nbs/appendix/runs.ipynb #8aab5d2b
@@ -206,6 +205,9 @@ class RunSummary:
     best_error: float  # rad, smallest mean error on validation events; NaN if there is none
     precision: str     # of the last step
     fault: str = ''    # why it cannot be read
+    events_per_second: float = math.nan # by the last line of the log, as the following
+    tflops: float = math.nan     # operations of matrix products, in 10^12 a second
+    peak_share: float = math.nan # of what the card can do at best; NaN if that is not known
 
 def count_weights(path: Path # a safetensors file
     ) -> int:
@@ -231,11 +233,11 @@ def summarise_run(run: str|Path # a run folder
     errors = [r['error'] for r in rows if 'error' in r]
     preset = from_json((last/'config.json').read_text(), str(last/'config.json')).name if last else '?'
     precision = next((r['precision'] for r in reversed(rows) if 'precision' in r), '?')
-    counts = [end.get(name, 0) for name in ('step', 'events', 'seconds')]
-    if not all(isinstance(x, (int, float)) for x in (*counts, *errors)) or not isinstance(precision, str):
-        raise TypeError('entries of another kind')
+    names = ('events_per_second', 'tflops', 'peak_share')
+    speeds = {name: next((r[name] for r in reversed(rows) if name in r), math.nan) for name in names}
     return RunSummary(run, preset, count_weights(last/'weights.safetensors') if last else 0,
-                      *counts, min((e for e in errors if math.isfinite(e)), default=math.nan), precision)
+                      end.get('step', 0), end.get('events', 0), end.get('seconds', 0.0),
+                      min(errors, default=math.nan), precision, **speeds)
 
 def list_runs(folder: str|Path # that holds run folders, at any depth
     ) -> list[RunSummary]: # the run that was active last comes first
@@ -256,9 +258,13 @@ def format_runs(runs: list[RunSummary], # of `list_runs`
                 folder: str|Path # names are shown relative to it
     ) -> str: # a table in plain text
     "One line a run, and below them what is wrong with the broken ones."
-    rows = [('run', 'preset', 'parameters', 'steps', 'events', 'hours', 'precision', 'best error [rad]')]
+    def shown(value, layout):
+        return '-' if math.isnan(value) else format(value, layout)
+    rows = [('run', 'preset', 'parameters', 'steps', 'events', 'hours', 'precision', 'events/s', 'TFLOP/s',
+             'of peak', 'best error [rad]')]
     rows += [(str(r.path.relative_to(folder)), r.preset, f'{r.parameters:,}', f'{r.steps:,}', f'{r.events:,}',
-              f'{r.seconds/3600:.2f}', r.precision, f'{r.best_error:.4f}') for r in runs]
+              f'{r.seconds/3600:.2f}', r.precision, shown(r.events_per_second, ',.0f'), shown(r.tflops, '.3g'),
+              shown(r.peak_share, '.0%'), f'{r.best_error:.4f}') for r in runs]
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))]
                for row in rows]
