@@ -11,6 +11,7 @@ __all__ = ['append_log', 'log_rows', 'read_log', 'is_run', 'check_run', 'trim_lo
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -46,10 +47,10 @@ def append_log(run: str|Path, row: dict) -> dict: # the row
 def log_rows(run: str|Path) -> list[dict]: # none if there is no log yet
     "All whole lines of the log of a run."
     path, rows = Path(run)/'log.jsonl', []
-    for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
+    for line in path.read_text(errors='replace').splitlines() if path.is_file() else ():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass
     return [row for row in rows if isinstance(row, dict)]
 
@@ -140,13 +141,14 @@ class LiveCurves:
 # %% ../../nbs/appendix/runs.ipynb #05b5ca49
 def checkpoints(run: str|Path) -> dict[int, Path]: # step to folder, ascending
     "The complete checkpoints of a run."
-    found = (p for p in (Path(run)/'checkpoints').glob('step_*') if (p/'weights.safetensors').exists())
-    return {int(p.name.removeprefix('step_')): p for p in sorted(found)}
+    found = sorted(p for p in (Path(run)/'checkpoints').glob('step_*') if (p/'weights.safetensors').is_file())
+    return {int(p.name.removeprefix('step_')): p for p in found if re.fullmatch(r'step_\d+', p.name)}
 
 def best_checkpoint(run: str|Path) -> Path|None: # None if no checkpoint has a validation error in the log
     "The checkpoint with the smallest validation error of those that are there."
     there = checkpoints(run)
-    errors = {r['step']: r['error'] for r in read_log(run)[1] if r['step'] in there}
+    errors = {r['step']: r['error'] for r in read_log(run)[1]
+              if r.get('step') in there and isinstance(r['error'], float) and math.isfinite(r['error'])}
     return there[min(errors, key=errors.get)] if errors else None
 
 # %% ../../nbs/appendix/runs.ipynb #8aab5d2b
@@ -233,11 +235,15 @@ def summarise_run(run: str|Path # a run folder
     errors = [r['error'] for r in rows if 'error' in r]
     preset = from_json((last/'config.json').read_text(), str(last/'config.json')).name if last else '?'
     precision = next((r['precision'] for r in reversed(rows) if 'precision' in r), '?')
+    counts = [end.get(name, 0) for name in ('step', 'events', 'seconds')]
     names = ('events_per_second', 'tflops', 'peak_share')
     speeds = {name: next((r[name] for r in reversed(rows) if name in r), math.nan) for name in names}
+    numbers = (*counts, *errors, *speeds.values())
+    if not all(isinstance(x, (int, float)) for x in numbers) or not isinstance(precision, str):
+        raise TypeError('entries of another kind')
     return RunSummary(run, preset, count_weights(last/'weights.safetensors') if last else 0,
-                      end.get('step', 0), end.get('events', 0), end.get('seconds', 0.0),
-                      min(errors, default=math.nan), precision, **speeds)
+                      *counts, min((e for e in errors if math.isfinite(e)), default=math.nan), precision,
+                      **speeds)
 
 def list_runs(folder: str|Path # that holds run folders, at any depth
     ) -> list[RunSummary]: # the run that was active last comes first
