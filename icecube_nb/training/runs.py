@@ -269,8 +269,8 @@ def format_runs(runs: list[RunSummary], # of `list_runs`
     rows = [('run', 'preset', 'parameters', 'steps', 'events', 'hours', 'precision', 'events/s', 'TFLOP/s',
              'of peak', 'best error [rad]')]
     rows += [(str(r.path.relative_to(folder)), r.preset, f'{r.parameters:,}', f'{r.steps:,}', f'{r.events:,}',
-              f'{r.seconds/3600:.2f}', r.precision, shown(r.events_per_second, ',.0f'), shown(r.tflops, '.3g'),
-              shown(r.peak_share, '.0%'), f'{r.best_error:.4f}') for r in runs]
+              f'{r.seconds/3600:.2f}', r.precision, shown(r.events_per_second, ',.0f'),
+              shown(r.tflops, '.3g'), shown(r.peak_share, '.0%'), f'{r.best_error:.4f}') for r in runs]
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))]
                for row in rows]
