@@ -40,7 +40,7 @@ from .inference.ensemble_folder import (CHECKPOINT, copy_whole, is_ensemble, loa
 from .inference.ensemble_predict import answer_by_ensemble, predict_ensemble
 from .inference.predict import Deadline, Prediction, answer_batch_file, load_predictor, predict
 from .core.outputs import check_folder, refuse_others
-from .core.storage import file_checksum, folder_written_whole, read_note, written_whole
+from .core.storage import file_checksum, folder_written_whole, read_json, read_note, written_whole
 from .data.packed import load_packed
 from .data.prepare import Prepared, prepare
 from .core.progress import Progress
@@ -132,12 +132,14 @@ def open_bundle(folder: str|Path) -> Bundle:
     if not manifest.is_file():
         raise FileNotFoundError(f'{folder} has no manifest.json; make a bundle with `icecube-nb bundle`')
     try:
-        about = json.loads(manifest.read_text())
-        listed = about['files'].items()
+        about = read_json(manifest)
+        listed = [(name, int(size), str(digest)) for name, (size, digest) in about['files'].items()]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f'{manifest} is damaged; upload the bundle again') from None
-    for name, (size, digest) in listed:
+    for name, size, digest in listed:
         path = folder/name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f'{manifest} lists {name}, which is outside of the bundle; upload the bundle again')
         if path.suffix == '.whl' and not path.is_file():
             continue # unpacked by Kaggle; the folder `code` holds the same
         if not path.is_file():

@@ -28,7 +28,7 @@ LAYERS = [
     ['inference.ensemble', 'inference.stack'],
     ['inference.uncertainty', 'inference.predict'],
     ['inference.submission', 'inference.summaries', 'inference.cards'],
-    ['inference.answers'],
+    ['inference.answers', 'inference.boosters'],
     ['training.loop'],
     ['training.step'],
     ['training.state'],

@@ -20,8 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.outputs import check_folder, refuse_others
-from ..core.storage import file_checksum, fingerprint, folder_written_whole, read_note, written_whole
+from ..core.storage import (file_checksum, fingerprint, folder_written_whole, read_json, read_note,
+                                     written_whole)
+from ..data.record import RECORD
 from .answers import Dump, fold_of, network_of, open_dump, true_directions, usable_rows
+from .boosters import sound_booster
 from .cards import pick_devices
 from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, answers_in, candidate_table, fit_boosters,
@@ -150,7 +153,7 @@ def check_same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
                          'and stacks in the same order, or make it again with `icecube-nb stack`')
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #8f929611
-OPTIONAL = ('checksums.json', 'detector.json', 'detector.safetensors') # older runs lack some of these
+OPTIONAL = ('checksums.json', 'detector.json', 'detector.safetensors', RECORD) # older runs lack some of these
 CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', *OPTIONAL)
 
 def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_from: str) -> None:
@@ -179,7 +182,7 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
 # %% ../../nbs/appendix/ensemble_folder.ipynb #b8628558
 ENSEMBLE_FILES = re.compile(r'ensemble\.json|event_id\.npy|boosters_\d+\.txt|(run|long|stack)_\d+/'
                             r'((weights|detector)\.safetensors|model\.onnx|'
-                            r'(config|angle_bins|checksums|detector|stack)\.json)')
+                            r'(config|angle_bins|checksums|detector|stack|learned_from)\.json)')
 
 def was_ensemble(folder: Path) -> bool:
     "Whether a folder holds an ensemble, of any version."
@@ -208,14 +211,20 @@ def member_runs(folder: str|Path # of an ensemble
 def read_ensemble_note(folder: Path) -> dict:
     "The ensemble.json of a folder; ValueError if it is damaged."
     try:
-        about = json.loads((folder/'ensemble.json').read_text())
-        wanted = {'checksums', 'made_of', 'members', 'stacks', 'long_runs', 'calibration'}
-        if about['version'] == 2 and about.keys() >= wanted:
-            return about
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f'{folder/"ensemble.json"} is not an ensemble of this version; run `icecube-nb '
-                     'ensemble` again')
+        about = read_json(folder/'ensemble.json')
+        config = EnsembleConfig(**about['config'])
+        counts = [about['members'], config.folds]
+        lists = [about['names'], about['feature_names'], about['pool']]
+        sound = (about['version'] == 2 and about.keys() >= {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
+                 and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
+                 and all(isinstance(x, list) and x for x in lists))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise ValueError(f'{folder/"ensemble.json"} is not an ensemble of this version; run `icecube-nb '
+                         'ensemble` again')
+    return about
+
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #f0d50012
 def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_note` of it
@@ -226,7 +235,7 @@ def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_no
             raise ValueError(f'{member} is missing or has no weights; copy the whole folder {folder}, or run '
                              '`icecube-nb ensemble` again')
     files = [f'boosters_{k}.txt' for k in range(about['config']['folds'])]
-    for path in (folder/name for name in (*files, 'event_id.npy')):  # LightGBM may crash on a damaged text
+    for path in (folder/name for name in (*files, 'event_id.npy')):
         if not path.is_file() or file_checksum(path) != about['checksums'].get(path.name):
             raise ValueError(f'{path} is missing or damaged; copy it, or run `icecube-nb ensemble` again')
 
@@ -236,8 +245,12 @@ def load_ensemble(folder: str|Path) -> Ensemble:
     folder = Path(folder)
     about = read_ensemble_note(folder)
     check_ensemble_files(folder, about)
-    texts = [(folder/f'boosters_{k}.txt').read_text() for k in range(about['config']['folds'])]
-    folds = [[lightgbm.Booster(model_str=part) for part in text.split('\f')] for text in texts]
+    folds = []
+    for path in (folder/f'boosters_{k}.txt' for k in range(about['config']['folds'])):
+        texts = [sound_booster(part, path) for part in path.read_text(errors='replace').split('\f')]
+        if len(texts) != len(about['names']) + 1:
+            raise ValueError(f'{path} holds {len(texts)} boosters for {len(about["names"])} candidates; copy it again')
+        folds.append([lightgbm.Booster(model_str=text) for text in texts])
     bins = tuple(bins_of(folder/f'run_{i}') for i in range(about['members']))
     posterior = PosteriorWeights(tuple(about['pool']), bins, about['points'])
     calibration = about['calibration']

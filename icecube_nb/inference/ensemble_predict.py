@@ -24,8 +24,9 @@ from .cards import started_together
 from .ensemble import candidate_table, ensemble_answers
 from .ensemble_folder import (LoadedEnsemble, check_same_events, load_with_networks,
                                                   member_columns, member_runs)
-from .predict import (Deadline, Prediction, answer_files, bad_events, check_detectors,
-                                          check_files, count_answers, own_files)
+from .predict import (Deadline, Prediction, answer_files, bad_events, check_answered,
+                                          check_detectors, check_files, count_answers, own_files,
+                                          warn_about_events)
 from .submission import submission_table
 
 # %% ../../nbs/appendix/ensemble_predict.ipynb #658a0742
@@ -52,6 +53,8 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
                        on_bad_event='skip')
     files = prepared.test if batches is None else prepared.train | prepared.test
     check_detectors(member_runs(run), prepared, other_detector)
+    if processes.rank == 0:
+        warn_about_events(member_runs(run)[:1], prepared, files)
     sample = check_files(files, data, batches is None)
     with processes.share(working_folder(output, kept, is_dump)) as folder:
         finals = [final_path(folder, batch_id) for batch_id in files]
@@ -59,12 +62,14 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
                            progress if processes.rank == 0 else None, deadline)
         processes.wait_for_all('answered')
         if processes.rank == 0:
+            counts = count_answers(finals)
+            check_answered(counts, files)
             table = submission_table(finals, sample)
             richer = uncertainty_table(finals, table)
             output.write_table(richer if output.suffix == '.parquet' else table)
             if beside:
                 beside.write_table(richer)
-            processes.tell('counts', json.dumps(count_answers(finals)))
+            processes.tell('counts', json.dumps(counts))
     counts = json.loads(processes.ask('counts'))
     return Prediction(output.path, finals if dump else [], *counts, bad_events(files))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STACKS', 'compare_in_bins', 'StackConfig', 'compact', 'StackModel', 'shuffled', 'stack_inputs', 'Stack', 'new_stack',
-           'fit_stack', 'is_stack', 'run_epoch', 'refuse_nan', 'save_epoch', 'load_epoch', 'save_stack',
+           'train_stack', 'fit_stack', 'is_stack', 'run_epoch', 'refuse_nan', 'save_epoch', 'load_epoch', 'save_stack',
            'read_stack_note', 'load_stack', 'stack_answers']
 
 # %% ../../nbs/05_stack.ipynb #52875c33
@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..core.outputs import check_folder, mark_folder
-from ..core.storage import fingerprint, read_note, written_whole
+from ..core.storage import claimed, fingerprint, read_json, read_note, written_whole
 from .answers import Dump, network_of, true_directions, usable_rows
 from ..network.losses import decode_vector, vector_loss
 from ..training.precision import pick_device
@@ -133,19 +133,11 @@ def new_stack(dump: Dump, config: StackConfig, device: str = 'cpu') -> Stack:
     place, _ = pick_device(device)
     return Stack(config, widths, model.to(place), place, network_of(dump))
 
-# %% ../../nbs/05_stack.ipynb #9e008392
-def fit_stack(dump: Dump, # of batches that the network did not learn from
-              run: str|Path, # folder to make; run it again to resume
-              config: StackConfig = compact(), device: str = 'cpu',
-              progress: Callable[[int, int, str], None]|None = None # (batches done, of how many, comment)
-    ) -> Stack:
-    "Train a stack with the von Mises-Fisher loss and keep it in `run`; a finished one is loaded."
-    run, rows = check_folder(run, 'stack', is_stack, [dump.files[0].parent]), usable_rows(dump)
-    wanted = fingerprint(dump.fingerprint, json.dumps(asdict(config)))
-    if (run/'stack.json').is_file():
-        if read_stack_note(run)['made_of'] != wanted:
-            raise ValueError(f'{run} holds a stack of other rows or settings; choose another folder')
-        return load_stack(run, device)
+# %% ../../nbs/05_stack.ipynb #26c69a13
+def train_stack(dump: Dump, rows: np.ndarray, # (r,) to learn from
+                run: Path, wanted: str, # folder; fingerprint of dump and settings
+                config: StackConfig, device: str, progress: Callable[[int, int, str], None]|None) -> Stack:
+    "Train a stack, or go on training it."
     stack = new_stack(dump, config, device)
     steps = -(-len(rows)//config.batch_events)
     optimiser = torch.optim.AdamW(stack.model.parameters(), weight_decay=config.weight_decay)
@@ -158,6 +150,22 @@ def fit_stack(dump: Dump, # of batches that the network did not learn from
         save_epoch(run, wanted, epoch + 1, stack, optimiser, schedule)
     save_stack(stack, run, {'made_of': wanted, 'events': len(rows)})
     return stack
+
+# %% ../../nbs/05_stack.ipynb #9e008392
+def fit_stack(dump: Dump, # of batches that the network did not learn from
+              run: str|Path, # folder to make; run it again to resume
+              config: StackConfig = compact(), device: str = 'cpu',
+              progress: Callable[[int, int, str], None]|None = None # (batches done, of how many, comment)
+    ) -> Stack:
+    "Train a stack with the von Mises-Fisher loss and keep it in `run`; a finished one is loaded."
+    run, rows = check_folder(run, 'stack', is_stack, [dump.files[0].parent]), usable_rows(dump)
+    wanted = fingerprint(dump.fingerprint, json.dumps(asdict(config)))
+    with claimed(run):
+        if not (run/'stack.json').is_file():
+            return train_stack(dump, rows, run, wanted, config, device, progress)
+        if read_stack_note(run)['made_of'] != wanted:
+            raise ValueError(f'{run} holds a stack of other rows or settings; choose another folder')
+        return load_stack(run, device)
 
 # %% ../../nbs/05_stack.ipynb #3cfbff59
 def is_stack(folder: Path) -> bool:
@@ -246,7 +254,7 @@ def read_stack_note(run: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f'{run} holds no finished stack; make it with `icecube-nb stack`')
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path)
         kept = about.pop('checksum', None) # the first stacks had none
         if kept not in (None, fingerprint(json.dumps(about))):
             raise ValueError
