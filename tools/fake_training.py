@@ -1,4 +1,4 @@
-"""Training steps and validation of each preset and precision on a card that computes nothing.
+"""Training steps, validation and dumps of each preset and precision on a card that computes nothing.
 
     python tools/fake_training.py [--with-item] [PRESET ...]
 
@@ -25,6 +25,7 @@ from torch.overrides import handle_torch_function, has_torch_function           
 from icecube_nb.core.config import PRESETS, override, preset                    # noqa: E402
 from icecube_nb.data.batching import EventBatch                                 # noqa: E402
 from icecube_nb.data.pulses import feature_names                                # noqa: E402
+from icecube_nb.inference.predict import Predictor, compute_answers             # noqa: E402
 from icecube_nb.training import step as training_step                           # noqa: E402
 from icecube_nb.training.loop import answer_batches                             # noqa: E402
 from icecube_nb.training.state import new_state                                 # noqa: E402
@@ -56,6 +57,11 @@ def fake_batch(features: int) -> EventBatch: # on the fake card
     return EventBatch(rows_of_pulses, offsets, *angles, np.arange(events), LENGTHS)
 
 
+def empty_array(tensor: torch.Tensor, *_, **__) -> np.ndarray:
+    "An array in place of a fake tensor's numbers."
+    return np.zeros(tuple(tensor.shape))
+
+
 def record(name: str, precision: str, over: dict) -> dict:
     "Two steps and a validation; the second step is looked at."
     settings = {'train.precision': precision, 'model.layers': 2} | over         # layers are alike
@@ -71,10 +77,15 @@ def record(name: str, precision: str, over: dict) -> dict:
         training_step.train_step(state, [batch], 1e-3, watch=True)
     with torch.no_grad(), fake_cuda.Recorder() as validation:
         answer_batches(state, [batch]*2)
+    predictor = Predictor(state.eval_model, config, state.bins, state.device, precision, 'fake')
+    with patch('torch.Tensor.numpy', empty_array), fake_cuda.Recorder() as dump:
+        compute_answers(predictor, batch, 'mean_vector', dump=True)
     seen = {'preset': name, 'precision': precision, 'attention': state.model.backend,
             'operations': sum(step.operations.values())}
     for part, recorder in (('step', step), ('watched step', watched), ('validation', validation)):
         seen[part] = [*recorder.waits, *recorder.blocking]
+    seen['dump'] = [*dump.waits]
+    seen['answers read'] = [*dump.blocking]
     seen['kernels'] = sorted({' '.join(kernel) for kernel in step.kernels})
     seen['mixed dtypes'] = [kernel for kernel in step.kernels if len(set(kernel[1:])) > 1]
     return seen
