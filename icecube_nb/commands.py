@@ -9,6 +9,7 @@ __all__ = ['DataOption', 'DeviceOption', 'Simulate', 'Prepare', 'Check', 'parse_
 
 # %% ../nbs/appendix/commands.ipynb #d5ecc88a
 import os
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -71,12 +72,13 @@ class Prepare(DataOption):
     A missing column, an unknown sensor, a NaN charge, an index outside its file or a truncated file stops
     with one line that names file, row and event; the batches that are sound are packed all the same."""
     cache: Path|None = None      # folder for the packed files (default: `packed` in the data folder)
+    batches: tuple[int, ...]|None = None # batch ids to prepare, of either split (default: all of the meta files)
     workers: int|None = None     # processes (default: one a core, when there is enough to do)
 
     def __call__(self) -> None:
         from icecube_nb.data.prepare import prepare
         from icecube_nb.core.progress import Progress
-        prepared = prepare(self.data_folder(), self.cache, workers=self.workers,
+        prepared = prepare(self.data_folder(), self.cache, self.batches, workers=self.workers,
                            progress=Progress('preparing, batches'))
         print(f'{len(prepared.train)} training and {len(prepared.test)} test batches in {prepared.folder}')
 
@@ -127,11 +129,12 @@ class Train(DataOption, DeviceOption):
     start_from: Path|None = None # a run, or a published .ckpt, whose network and weights to begin with
 
     def __call__(self) -> None:
-        from icecube_nb.core.config import override, preset
+        from icecube_nb.core.config import check_minutes, override, preset
         from icecube_nb.training.distributed import start_process_group, stop_process_group
         from icecube_nb.training.runs import check_run
         chosen = {'train.attention': self.attention} if self.attention else {}
         config = override(preset(self.preset), parse_settings(self.set) | chosen)
+        check_minutes(self.minutes)
         check_run(self.run, self.start_from)
         prepared = prepare_training(self)
         processes, device = start_process_group(self.device)
@@ -141,8 +144,10 @@ class Train(DataOption, DeviceOption):
             stop_process_group()
         if processes.rank == 0:
             speed = state.events/max(state.seconds, 1e-9)
-            print(f'{state.step:,} steps, {state.events:,} events, {speed:,.0f} events/s; '
-                  f'best validation error {state.best:.3f} rad; the run is in {self.run}')
+            best = f'best validation error {state.best:.3f} rad' if math.isfinite(state.best) else 'not validated'
+            left_out = f' ({state.skipped:,} left out: no finite gradient)' if state.skipped else ''
+            print(f'{state.step:,} steps{left_out}, {state.events:,} events, {speed:,.0f} events/s; '
+                  f'{best}; the run is in {self.run}')
 
 # %% ../nbs/appendix/commands.ipynb #7d9d7c7d
 def prepare_training(command: Train
@@ -310,10 +315,11 @@ class Evaluate:
     "Mean and median angular error of a submission, by pulse count where the truth has it."
     submission: Path             # .csv or .parquet with event_id, azimuth, zenith
     truth: Path                  # .csv or .parquet with the same columns, and perhaps `pulses`
+    batches: tuple[int, ...]|None = None # batch ids of the truth to score, as of train_meta.parquet (default: all)
 
     def __call__(self) -> None:
         from icecube_nb.inference.evaluate import format_table, score_submission
-        score = score_submission(self.submission, self.truth)
+        score = score_submission(self.submission, self.truth, batches=self.batches)
         print(format_table(score.table))
         print(f'mean angular error {score.mean:.4f} +- {score.mean_error:.4f} rad')
 

@@ -303,7 +303,16 @@ def find_input(marker: str, # name of a file that only this input has
                root: str|Path = '/kaggle/input'
     ) -> Path:
     "The one folder below `root` that holds `marker`; FileNotFoundError if there is none, ValueError if two."
-    found = sorted({p.parent for p in Path(root).rglob(marker)})
+    found, seen = [], set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:                                  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        if marker in names:
+            found.append(Path(place))
+    found.sort()
     if not found:
         raise FileNotFoundError(f'no folder below {root} holds {marker}; add the data set with "Add Input"')
     if len(found) > 1:

@@ -22,7 +22,8 @@ from matplotlib.colors import to_hex
 from .core.outputs import check_file, generator_tag
 from .physics.angles import direction_from_angles
 from .physics.detector import read_geometry
-from .physics.eda import FoundEvent, neutrino_path, not_auxiliary, pulse_style, read_event
+from .physics.eda import (FoundEvent, charge_weights, neutrino_path, not_auxiliary, pulse_style,
+                                    read_event)
 
 # %% ../nbs/appendix/event_page.ipynb #ed4c4d04
 class Arrow(NamedTuple):
@@ -109,7 +110,7 @@ def page_content(
             'pulses': rows.round(3).tolist(),
             'sensors': geometry[['x', 'y', 'z']].round(1).to_numpy().tolist(),
             'middle': neutrino_path(event, 0.0, 0.0, 0.0)[0].round(2).tolist(), # where the arrows cross
-            'middle_us': round(float(np.average(seen.time_us, weights=seen.charge_pe)), 4),
+            'middle_us': round(float(np.average(seen.time_us, weights=charge_weights(seen))), 4),
             'early_us': round(float(scale.vmin), 4), 'late_us': round(float(scale.vmax), 4),
             'palette': [to_hex(c) for c in colormaps['viridis'](np.linspace(.08, 1, 64))],
             'arrows': [arrow_content(arrow) for arrow in arrows]}

@@ -25,7 +25,11 @@ from .storage import TEMPORARY, claimed, file_checksum, read_note, writing, writ
 
 # %% ../../nbs/appendix/outputs.ipynb #80c27466
 def expand(path: str|Path) -> Path:
-    "Replace a leading `~` by the home folder; ValueError if it is not known."
+    "Replace a leading `~` by the home folder; ValueError if it is not known, or for a name that is no text."
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f'the name {os.fsencode(path)!r} is no UTF-8; rename it') from None
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..core.arrow_files import check_unpacked
 from ..core.storage import changed_ns, fingerprint, read_note, temporary_name, writing, written_whole
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
@@ -114,6 +115,7 @@ def open_parquet(path: str|Path, # the file
         raise FileNotFoundError(f'{path} does not exist; copy it there')
     with reading(path):
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
+    check_unpacked(file.metadata.num_rows, path)
     schema = file.schema_arrow
     for name, kind in kinds.items():
         if name not in schema.names:
@@ -267,7 +269,8 @@ def check_angles(rows: dict[str, np.ndarray], # azimuth and zenith, (B,) rad
     ) -> None:
     "ValueError names the first row with an angle that is not finite or out of range."
     for name, largest in (('azimuth', 2*np.pi), ('zenith', np.pi)):
-        for at in np.flatnonzero(~((rows[name] >= 0) & (rows[name] <= largest))).tolist():
+        limit = max(largest, float(np.float32(largest)))  # 2 pi in single precision is a little more
+        for at in np.flatnonzero(~((rows[name] >= 0) & (rows[name] <= limit))).tolist():
             fault = (f'{path} row {row + at}: {name} is {rows[name][at]}, must lie in 0 to '
                      f'{largest:.5f} rad; correct it or leave the event out')
             if bad is None:

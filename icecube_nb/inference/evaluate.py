@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PULSE_SLICES', 'ANGLE_RANGES', 'line_fit_velocity', 'line_fit', 'mean_angle_to', 'sphere_grid', 'constant_guess',
            'bootstrap_error', 'Difference', 'paired_difference', 'pulse_slice', 'error_table', 'format_table',
-           'to_markdown', 'containment', 'share_within', 'read_directions', 'check_submission', 'Score',
-           'score_submission', 'binned_mean', 'error_figure']
+           'to_markdown', 'containment', 'share_within', 'rows_of_batches', 'read_directions', 'check_submission',
+           'Score', 'score_submission', 'binned_mean', 'error_figure']
 
 # %% ../../nbs/03a_evaluate.ipynb #41fb0bf1
 from itertools import cycle
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..core.arrow_files import read_frame
 from ..data.competition import compare_event_ids
 from ..physics.angles import angular_error, direction_from_angles
 
@@ -284,19 +285,31 @@ def share_within(
     return np.searchsorted(errors, radius_rad, side='right') / len(errors)
 
 # %% ../../nbs/03a_evaluate.ipynb #0aff8fc8
-def _read_table(path) -> pd.DataFrame: # the file's columns, an index called event_id made one of them
-    "A CSV or parquet file as it is; FileNotFoundError or ValueError names it."
+def _read_table(path, batches=None) -> pd.DataFrame: # the file's columns, an index made one of them
+    "A CSV or parquet file as it is, or its rows of some batches; FileNotFoundError or ValueError names it."
     path = Path(path)
     if path.suffix not in ('.csv', '.parquet'):
         raise ValueError(f'{path}: the name must end in .csv or .parquet')
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; give one that exists')
     try:
-        table = pd.read_csv(path, index_col=False) if path.suffix == '.csv' else pd.read_parquet(path)
+        if path.suffix == '.csv':
+            table = pd.read_csv(path, index_col=False)
+        else:
+            table = read_frame(path, filters=[('batch_id', 'in', list(batches))] if batches else None)
     except (ValueError, OSError) as error:
         raise ValueError(f'{path}: not a readable {path.suffix[1:]} file, perhaps cut short '
                          f'({str(error).splitlines()[0]}); write it again') from error
-    return table.reset_index() if table.index.name == 'event_id' else table
+    return rows_of_batches(table, batches, path) if batches else table
+
+def rows_of_batches(table: pd.DataFrame, batches, path) -> pd.DataFrame:
+    "The rows of some batches; ValueError if the file does not say which those are, or has none of one."
+    if 'batch_id' not in table.columns:
+        raise ValueError(f'{path}: no column batch_id; leave --batches out')
+    missing = set(batches) - set(table['batch_id'])
+    if missing:
+        raise ValueError(f'{path}: no rows of batch {min(missing)}; name batches that it has')
+    return table[table['batch_id'].isin(batches)].reset_index(drop=True)
 
 def _event_ids(table: pd.DataFrame, path) -> np.ndarray: # (B,) int64
     "The event ids: whole numbers, none twice."
@@ -333,9 +346,10 @@ def _check_angle(table: pd.DataFrame, name: str, path) -> np.ndarray: # (B,) flo
 
 def read_directions(
     path, # .csv or .parquet with event_id, azimuth, zenith [rad]; further columns are kept
+    batches=None, # the rows of these batch ids only
 ) -> pd.DataFrame: # event_id int64, azimuth and zenith float64 and the rest, in the file's order
     "Read a submission or a truth file, every row checked; ValueError names file, event and mend."
-    table = _read_table(path)
+    table = _read_table(path, batches)
     missing = [c for c in ('event_id', *ANGLE_RANGES) if c not in table.columns]
     if missing:
         raise ValueError(f'{path}: no column {", ".join(missing)} (there are: '
@@ -347,9 +361,10 @@ def read_directions(
 def check_submission(
     submission, # path of the .csv or .parquet to check
     events, # path of a file with the event_id wanted: the truth, or the competition's sample submission
+    batches=None, # only events of these batch ids are wanted
 ) -> pd.DataFrame: # the submission's rows in the order of `events`
     "The submission, checked and in the order of `events`; ValueError where the two hold different events."
-    answer, table = read_directions(submission), _read_table(events)
+    answer, table = read_directions(submission), _read_table(events, batches)
     if 'event_id' not in table.columns:
         raise ValueError(f'{events}: no column event_id; give a file with the events wanted')
     wanted = _event_ids(table, events)                                    # (B,)
@@ -376,12 +391,13 @@ def score_submission(
     truth, # path of the .csv or .parquet with event_id, azimuth, zenith and perhaps pulses
     name: str|None = None, # the method's name in the table; None takes the submission's file name
     samples: int = 400, # bootstrap resamples
+    batches=None, # only events of these batch ids of the truth are scored
 ) -> Score:
     "Compare a submission with the truth, event by event, joined by event_id."
-    events = read_directions(truth)
+    events = read_directions(truth, batches)
     if len(events) == 0:
         raise ValueError(f'{truth}: no events in it; give a truth file with rows')
-    answer = check_submission(submission, truth)
+    answer = check_submission(submission, truth, batches)
     error = angular_error(events['azimuth'], events['zenith'], answer['azimuth'], answer['zenith'])  # (B,)
     pulses = events['pulses'] if 'pulses' in events.columns else None
     table = error_table({name or Path(submission).stem: error}, pulses, samples=samples)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVENT_COLUMNS', 'Batch', 'with_truth', 'first_batch', 'check_columns', 'event_table', 'FoundEvent', 'find_meta',
-           'read_event', 'event_shapes', 'not_auxiliary', 'pulse_style', 'neutrino_path', 'event_display', 'depth_time',
-           'show_event', 'pulses_per_event', 'pulse_summary', 'sensor_rates', 'rates_by_depth',
-           'direction_distribution']
+           'read_event', 'event_shapes', 'not_auxiliary', 'pulse_style', 'charge_weights', 'neutrino_path',
+           'event_display', 'depth_time', 'show_event', 'pulses_per_event', 'pulse_summary', 'sensor_rates',
+           'rates_by_depth', 'direction_distribution']
 
 # %% ../../nbs/00_eda.ipynb #df270603
 from pathlib import Path
@@ -20,6 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..core.arrow_files import read_frame
 from .angles import direction_from_angles
 from .detector import (CENTRE_DEPTH_M, DUST_LAYER_M, SPEED_OF_LIGHT_M_PER_NS, ice_at_depth,
                                          read_geometry, sensor_efficiency)
@@ -52,7 +53,7 @@ def with_truth(
     truth = folder/f'{split}_truth.parquet'
     if 'azimuth' in meta or not truth.is_file():
         return meta
-    return meta.merge(pd.read_parquet(truth, columns=['event_id', 'azimuth', 'zenith']), on='event_id')
+    return meta.merge(read_frame(truth, columns=['event_id', 'azimuth', 'zenith']), on='event_id')
 
 # %% ../../nbs/00_eda.ipynb #73b142a8
 def first_batch(
@@ -65,8 +66,8 @@ def first_batch(
         ids = sorted(int(p.stem.split('_')[1]) for p in folder.glob(f'{split}/batch_*.parquet'))
         if not path.is_file() or not ids:
             continue
-        meta = pd.read_parquet(path, filters=[('batch_id', '==', ids[0])]).astype({'event_id': 'int64'})
-        pulses = pd.read_parquet(folder/split/f'batch_{ids[0]}.parquet').reset_index()
+        meta = read_frame(path, filters=[('batch_id', '==', ids[0])]).astype({'event_id': 'int64'})
+        pulses = read_frame(folder/split/f'batch_{ids[0]}.parquet')
         return Batch(split, ids[0], with_truth(meta, folder, split), pulses)
     raise FileNotFoundError(f'{folder} has neither train_meta.parquet with train/batch_N.parquet, nor the '
                             'same of test: name the folder that holds the competition files')
@@ -133,9 +134,11 @@ def find_meta(
     only = [('event_id', '==', event_id)]
     for split in ('train', 'test'):
         path = folder/f'{split}_meta.parquet'
-        meta = pd.read_parquet(path, filters=only) if path.is_file() else []
+        meta = read_frame(path, filters=only) if path.is_file() else []
+        if len(meta) > 1:
+            raise ValueError(f'{path} lists event {event_id} {len(meta)} times; take the others away')
         if len(meta):
-            return split, with_truth(meta, folder, split)
+            return split, with_truth(meta.astype({'event_id': 'int64'}), folder, split)
     raise ValueError(f'{folder} has no event {event_id} in train_meta.parquet or test_meta.parquet: '
                      'name an event_id that one of them lists')
 
@@ -149,10 +152,11 @@ def read_event(
     split, meta = find_meta(folder, event_id)
     row = meta.iloc[0]
     path = folder/split/f'batch_{row.batch_id:.0f}.parquet'
-    length = int(row.last_pulse_index - row.first_pulse_index) + 1
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist: event {event_id} is in it')
-    pulses = pd.read_parquet(path, filters=[('event_id', '==', event_id)])          # (N, ...)
+    indices = row[['first_pulse_index', 'last_pulse_index']].to_numpy(float)        # NaN: no pulses
+    length = int(indices[1] - indices[0]) + 1 if np.isfinite(indices).all() else 0
+    pulses = read_frame(path, filters=[('event_id', '==', event_id)])               # (N, ...)
     if len(pulses) != length:
         raise ValueError(f'{path} has {len(pulses)} pulses of event {event_id}, the meta file {length}: '
                          'take both from the same data set')
@@ -196,6 +200,14 @@ def pulse_style(
     opacity = np.where(event.auxiliary, 0.2, 0.9)
     return Normalize(early, max(late, early + 0.1)), size, opacity
 
+# %% ../../nbs/00_eda.ipynb #c3d44f98
+def charge_weights(
+    pulses: pd.DataFrame, # column charge_pe
+) -> np.ndarray: # (N,)
+    "The charges as weights of a mean; equal weights where all are zero."
+    charge = pulses.charge_pe.to_numpy(float)
+    return charge if charge.sum() > 0 else np.ones(len(charge))
+
 # %% ../../nbs/00_eda.ipynb #d48d8843
 def neutrino_path(
     event: pd.DataFrame, # as from `event_table`
@@ -205,7 +217,7 @@ def neutrino_path(
 ) -> tuple[np.ndarray, np.ndarray]: # start and end (3,) [m]; the neutrino flies from start to end
     "A stretch of the true direction through the charge-weighted middle of an event."
     pulses = not_auxiliary(event)
-    middle = np.average(pulses[['x', 'y', 'z']], axis=0, weights=pulses.charge_pe)          # (3,)
+    middle = np.average(pulses[['x', 'y', 'z']], axis=0, weights=charge_weights(pulses))    # (3,)
     half = direction_from_angles(azimuth_rad, zenith_rad) * length_m / 2        # (3,) back to the source
     return middle + half, middle - half
 
