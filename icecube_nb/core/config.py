@@ -292,4 +292,8 @@ def from_json(text: str, # what `to_json` wrote
 # %% ../../nbs/appendix/config.ipynb #b13c2b5b
 def cache_folder() -> Path: # not created here
     "$ICECUBE_CACHE_DIR, or `.cache/icecube_nb` in the home folder; read when called, not at import."
-    return Path(os.environ.get('ICECUBE_CACHE_DIR') or Path.home()/'.cache'/'icecube_nb').expanduser()
+    try:
+        return Path(os.environ.get('ICECUBE_CACHE_DIR') or Path.home()/'.cache'/'icecube_nb').expanduser()
+    except RuntimeError:                      # no HOME, and no entry for this user
+        raise ValueError('the home folder is not known; set ICECUBE_CACHE_DIR to a folder for data that are '
+                         'made') from None

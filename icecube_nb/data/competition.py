@@ -44,7 +44,8 @@ def find_data(folder: str|Path|None = None # a competition-format folder; None l
         return kaggle, f'data: {kaggle} (the competition as mounted on Kaggle)'
     from icecube_nb.physics.simulate import default_dataset
     path = default_dataset()
-    shown = f'~/{path.relative_to(Path.home())}' if path.is_relative_to(Path.home()) else path
+    home = Path(os.path.expanduser('~'))                  # `~` itself where no home is known
+    shown = f'~/{path.relative_to(home)}' if path.is_relative_to(home) else path
     return path, f'data: {shown} (simulated: no folder given, ICECUBE_DATA_DIR not set, not on Kaggle)'
 
 # %% ../../nbs/appendix/competition_files.ipynb #1a067ed4

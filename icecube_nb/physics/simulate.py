@@ -21,7 +21,7 @@ import pandas as pd
 from ..core.config import cache_folder
 from ..core.progress import end_with_parent
 from ..core.outputs import check_folder
-from ..core.storage import folder_written_whole
+from ..core.storage import folder_written_whole, read_note
 from .detector import ICE_FILE, check_geometry, geometry_table, ice_table, ice_text
 from .events import simulate_events
 from .light import DetectorArray
@@ -118,7 +118,7 @@ def is_finished(
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     note = out / 'simulation.json'
-    found = json.loads(note.read_text()) if note.is_file() else None
+    found = read_note(note) or None
     if found == wanted:
         return True
     differ = 'not a simulated data set' if found is None else (

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['VALIDATION_PULSES', 'MOST_ON_CPU', 'one_cycle', 'answer_batches', 'errors_of', 'validate', 'run_progress', 'mean_row',
-           'use_of_card', 'StepReader', 'RunLog', 'fit', 'fit_epoch', 'begin_state', 'fit_to', 'check_learned', 'train']
+           'use_of_card', 'StepReader', 'RunLog', 'fit', 'fit_epoch', 'begin_state', 'nothing_left_of_nothing',
+           'fit_to', 'check_learned', 'train']
 
 # %% ../../nbs/03_train.ipynb #259c06e5
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from ..core.config import Config, check_config, check_minutes
 from ..core.cpu_workers import CpuWorkerPool
-from ..core.outputs import mark_folder
+from ..core.outputs import MARKER, mark_folder
 from ..core.storage import claimed
 from ..data.batching import EventBatch, EventFile, inference_batches, prefetch
 from ..data.epochs import OptimiserStep, TrainingEvents, training_steps
@@ -38,7 +40,7 @@ from .distributed import ProcessGroup, sum_over_processes, wait_for_all
 from .hardware import peak_tflops
 from .precision import pick_device, reduced
 from .runs import (StopRequest, TensorBoardWriter, append_log, check_run, checkpoints,
-                                      stop_requests, stopped_by, trim_log)
+                                      log_rows, stop_requests, stopped_by, trim_log)
 from .state import (State, describe, new_state, resume_state, save_state, set_precision,
                                        starting_point)
 from .step import cpu_workers_for, read_counts, read_back, retreat, train_step
@@ -99,7 +101,7 @@ def validate(state: State, packed: PackedBatch, # a file that is not trained on
     found = answer_batches(state, own)
     angles = torch.cat(found, 1).cpu().numpy() if found else np.zeros((2 + 2*len(names), 0))
     sums = np.zeros(len(names) + 1)
-    for part in np.split(angles, np.cumsum([x.shape[1] for x in found])[:-1], 1):    # batch by batch
+    for part in np.split(angles, np.cumsum([x.shape[1] for x in found])[:-1], 1) if found else (): # by batch
         truth, *heads = part.reshape(-1, 2, part.shape[1])
         sums += [*(errors_of(truth, answer).sum() for answer in heads), part.shape[1]]
     *totals, count = sum_over_processes(sums.tolist(), state.processes, state.device)
@@ -314,6 +316,20 @@ def begin_state(prepared: Prepared, run: Path, config: Config, device: str, star
                          'torch': torch.__version__})
     return state
 
+# %% ../../nbs/03_train.ipynb #d04c0dc0
+@contextmanager
+def nothing_left_of_nothing(run: Path) -> Iterator[None]:
+    "If a new training fails before its first checkpoint and its first line of losses, take away its log."
+    begun = run.is_dir() and any(run.iterdir())
+    try:
+        yield
+    except BaseException:
+        if not begun and not checkpoints(run) and not any('loss' in row for row in log_rows(run)):
+            for name in (MARKER, 'log.jsonl'):
+                (run/name).unlink(missing_ok=True)
+            shutil.rmtree(run/'tensorboard', ignore_errors=True)
+        raise
+
 # %% ../../nbs/03_train.ipynb #a3bc6c86
 def fit_to(state: State, # changed in place
            prepared: Prepared, run: Path, minutes: float|None, progress: Callable|None, report: Callable|None
@@ -352,8 +368,9 @@ def train(prepared: Prepared, # of `data.prepare.prepare`
     if not prepared.train:
         raise ValueError(f'{prepared.folder} has no training files; prepare a folder with train_meta.parquet')
     split_batches(prepared.train)                     # ValueError before anything is made
-    with claimed(run) if processes.rank == 0 else nullcontext():
-        state = begin_state(prepared, run, with_folder_ice(config, prepared, run), device, start_from, processes)
+    config = with_folder_ice(config, prepared, run)
+    with claimed(run) if processes.rank == 0 else nullcontext(), nothing_left_of_nothing(run):
+        state = begin_state(prepared, run, config, device, start_from, processes)
         if report and processes.rank == 0:
             report(describe(state))
         mark_folder(run, 'run')
