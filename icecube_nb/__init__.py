@@ -6,7 +6,7 @@ when they are first used, so `import icecube_nb` needs neither torch nor time.
 import os
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Threads of OpenMP that wait for each other sleep. By default they spin: two processes with two threads each, on two
 # cores, are then eight times slower. OpenMP reads this once, when torch is loaded; a value that is set stays.
