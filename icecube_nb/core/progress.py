@@ -67,6 +67,8 @@ class Progress:
         self.bar.comment = comment if self.columns is None else comment[:room_for_comment(total, self.columns)]
         if done > 0:
             self.bar.update(min(done, total))
+        if done >= total and self.columns is not None:
+            print_line('') # what is printed next stands on a line of its own
 
 # %% ../../nbs/appendix/progress.ipynb #df0712f6
 def print_line(line: str, out: TextIO|None = None # None: standard output

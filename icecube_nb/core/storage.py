@@ -6,7 +6,8 @@
 __all__ = ['SUFFIX', 'TEMPORARY', 'MAX_NAME_BYTES', 'DAY_SECONDS', 'AT_FDCWD', 'RENAME_EXCHANGE', 'VERSION', 'MOST_JSON',
            'writing', 'temporary_name', 'try_lock', 'make_parent', 'sync', 'written_whole', 'is_running', 'in_use',
            'remove_leftovers', 'sync_tree', 'exchange', 'put_in_place', 'failed_to_write', 'folder_written_whole',
-           'file_checksum', 'fingerprint', 'changed_ns', 'read_json', 'read_note', 'lock_handle', 'locked', 'claimed']
+           'file_checksum', 'fingerprint', 'changed_ns', 'source_note', 'is_unchanged', 'is_moved', 'read_json',
+           'read_note', 'rewrite_note', 'lock_handle', 'locked', 'claimed']
 
 # %% ../../nbs/appendix/storage.ipynb #5a3e067d
 import ctypes
@@ -20,7 +21,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -244,6 +245,20 @@ def changed_ns(path: Path) -> int: # ns since 1970
     "When a file last changed, by the clock of the file system (ctime)."
     return path.stat().st_ctime_ns
 
+def source_note(path: Path) -> dict[str, str]: # to be kept with what is made from the file
+    "What tells later whether a file has changed."
+    return {'changed_ns': str(changed_ns(path)), 'source_checksum': file_checksum(path)}
+
+def is_unchanged(path: Path, note: Mapping # `source_note`, perhaps among other entries; an older one lacks both
+    ) -> bool:
+    "Whether a file is as it was noted: by its time, or if that is another (a copied folder), by its bytes."
+    known = note.get('changed_ns')
+    return known is None or str(known) == str(changed_ns(path)) or note.get('source_checksum') == file_checksum(path)
+
+def is_moved(path: Path, note: Mapping) -> bool:
+    "Whether a file that is unchanged has another time, so that its note is worth being written again."
+    return note.get('changed_ns') not in (None, str(changed_ns(path)))
+
 # %% ../../nbs/appendix/storage.ipynb #adcb8a9e
 MOST_JSON = 1 << 26                # bytes of a JSON file that is read
 
@@ -270,6 +285,14 @@ def read_note(path: Path # a JSON file of ours
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
+
+# %% ../../nbs/appendix/storage.ipynb #228b268f
+def rewrite_note(path: Path, note: dict, source: Path # the note and where it is; the unchanged file it is about
+    ) -> None:
+    "Put the time of a copied file into a note, so that its bytes need not be read the next time."
+    if is_moved(source, note):
+        with suppress(OSError), written_whole(path) as part:      # a full disk: then they are read again
+            part.write_text(json.dumps(note | {'changed_ns': str(changed_ns(source))}))
 
 # %% ../../nbs/appendix/storage.ipynb #4aac26ae
 def lock_handle(folder: Path # that is there

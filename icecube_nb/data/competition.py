@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.arrow_files import check_unpacked
-from ..core.storage import changed_ns, fingerprint, read_note, temporary_name, writing, written_whole
+from ..core.storage import (fingerprint, is_unchanged, read_note, rewrite_note, source_note, temporary_name,
+                                     writing, written_whole)
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5
@@ -238,12 +239,14 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
     split = meta_path.stem.removesuffix('_meta')
     kinds = INDICES if split == 'test' else INDICES | ANGLES
     open_parquet(meta_path, kinds) # raises before anything is written
-    made_from, changed, note = fingerprint(meta_path), changed_ns(meta_path), out/f'{split}.json'
+    made_from, note = fingerprint(meta_path), out/f'{split}.json'
     old = read_note(note)
-    if old.get('fingerprint') == made_from and old.get('changed_ns', changed) == changed:
+    if old.get('fingerprint') == made_from and is_unchanged(meta_path, old):
         files = {b: out/f'{split}_batch_{b}.parquet' for b in old.get('batches', [])}
         if files and all(f.is_file() for f in files.values()):
+            rewrite_note(note, old, meta_path)
             return files
+    noted = source_note(meta_path)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     dtype, spill = spill_meta(meta_path, kinds, out, piece_rows)
@@ -259,7 +262,7 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
         for raw in spill.values():
             raw.unlink(missing_ok=True)
     with written_whole(note) as part:
-        part.write_text(json.dumps({'fingerprint': made_from, 'changed_ns': changed, 'batches': list(files)}))
+        part.write_text(json.dumps({'fingerprint': made_from, **noted, 'batches': list(files)}))
     return files
 
 # %% ../../nbs/appendix/competition_files.ipynb #6abc9031
