@@ -24,6 +24,7 @@ from .demo import Demo
 COMMANDS = {
     'demo': Demo,
     'simulate': commands.Simulate,
+    'convert': commands.Convert,
     'check': commands.Check,
     'prepare': commands.Prepare,
     'train': commands.Train,

@@ -42,8 +42,9 @@ LAYERS = [
     ['data.epochs'],
     ['data.check', 'data.batching', 'data.record'],
     ['data.prepare', 'data.pulses'],
-    ['data.packing'],
-    ['data.angle_bins', 'data.packed', 'inference.evaluate'],
+    ['data.packing', 'data.convert'],
+    ['data.convert_events'],
+    ['data.angle_bins', 'data.packed', 'data.layouts', 'inference.evaluate'],
     ['data.competition'],
     ['physics.eda', 'physics.simulate'],
     ['physics.events'],
@@ -58,8 +59,8 @@ LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module 
 WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',
                  'physics.angles', 'physics.detector', 'physics.eda', 'physics.light', 'physics.events',
                  'physics.readout', 'physics.simulate', 'physics.simulation_config', 'data.competition',
-                 'data.packed', 'data.packing', 'data.prepare', 'data.check', 'training.checkpoints',
-                 'training.runs']
+                 'data.layouts', 'data.convert_events', 'data.convert', 'data.packed', 'data.packing',
+                 'data.prepare', 'data.check', 'training.checkpoints', 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110
