@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAME_SENSOR_M', 'NEAR_SENSOR_M', 'SCHEMA', 'BRIGHTEST', 'FEWEST_PULSES', 'SURE', 'UNRELATED_RAD', 'TURNED',
-           'MEANINGS', 'Sensors', 'read_places', 'read_columns', 'Rows', 'place_of', 'rows_of', 'DirectionCheck',
-           'example_tracks']
+           'MEANINGS', 'cell_of', 'Sensors', 'nearest_of', 'read_places', 'read_columns', 'Rows', 'place_of', 'rows_of',
+           'DirectionCheck', 'example_tracks']
 
 # %% ../../nbs/appendix/convert_events.ipynb #76c5249d
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,37 +27,67 @@ from ..physics.detector import MAX_SENSORS, check_geometry
 SAME_SENSOR_M = 0.02             # places that are one sensor
 NEAR_SENSOR_M = 0.5              # a pulse this close to a sensor of a given geometry belongs to it
 
+def cell_of(place: np.ndarray, width_m: float) -> tuple[int, ...]:
+    "The cube that a place is in."
+    return tuple(np.floor(place/width_m).astype(int).tolist())
+
+# %% ../../nbs/appendix/convert_events.ipynb #dd0d510e
 class Sensors:
     "The numbers of sensors by their places; new places get the next numbers, unless a geometry was given."
     def __init__(self, places: np.ndarray, # (S, 3) m, in the user's coordinates
                  geometry: Path|None = None # the file they come from, if they are all there are
         ):
-        self.places, self.geometry, self.numbers = np.array(places, float).reshape(-1, 3), geometry, {}
+        self.geometry, self.limit_m = geometry, NEAR_SENSOR_M if geometry else SAME_SENSOR_M
+        self.numbers, self.rows, self.cells = {}, [], {}
+        for place in np.reshape(places, (-1, 3)).astype(float):
+            self.append(place)
+
+    @property
+    def places(self) -> np.ndarray: # (S, 3) m
+        "The places, by the number of the sensor."
+        return np.array(self.rows).reshape(-1, 3)
+
+    def append(self, place: np.ndarray) -> int: # its number
+        "A new sensor."
+        self.cells.setdefault(cell_of(place, self.limit_m), []).append(len(self.rows))
+        self.rows.append(place)
+        return len(self.rows) - 1
 
     def find(self, place: np.ndarray, path: Path # (N, 3) m; the file, for errors
         ) -> np.ndarray: # (N,) int16
         "The numbers of some places; ValueError for one that the geometry lacks, or too many sensors."
         keys = np.ascontiguousarray(place + 0.0).view('V24').ravel().tolist()      # bytes, compared exactly
         for key in [key for key in dict.fromkeys(keys) if key not in self.numbers]:
-            self.numbers[key] = self.nearest(np.frombuffer(key), path)
+            self.numbers[key] = self.find_new(np.frombuffer(key), path)
         return np.fromiter(map(self.numbers.__getitem__, keys), np.int16, len(keys))
 
-    def nearest(self, place: np.ndarray, path: Path # (3,) m
+    def find_new(self, place: np.ndarray, path: Path # (3,) m
         ) -> int:
         "The sensor at a place that was not seen before."
-        far_m = np.linalg.norm(self.places - place, axis=1)
-        at, limit_m = (int(far_m.argmin()), far_m.min()) if len(far_m) else (0, np.inf)
-        if limit_m <= (NEAR_SENSOR_M if self.geometry else SAME_SENSOR_M):
-            return at
+        near = nearest_of(self, place)
+        if near is not None:
+            return near
         shown = ', '.join(f'{x:.2f}' for x in place)
         if self.geometry:
-            raise ValueError(f'{path} has a pulse at ({shown}) m, {limit_m:.2f} m from the next sensor of '
+            far_m = np.linalg.norm(self.places - place, axis=1).min()
+            raise ValueError(f'{path} has a pulse at ({shown}) m, {far_m:.2f} m from the next sensor of '
                              f'{self.geometry}; give the geometry of these data')
-        if len(self.places) == MAX_SENSORS:
+        if len(self.rows) == MAX_SENSORS:
             raise ValueError(f'{path} has more than {MAX_SENSORS:,} sensors, such as ({shown}) m, which '
                              'cannot be packed')
-        self.places = np.vstack([self.places, place])
-        return len(self.places) - 1
+        return self.append(place)
+
+# %% ../../nbs/appendix/convert_events.ipynb #dc4019e4
+def nearest_of(sensors: Sensors, place: np.ndarray # (3,) m
+    ) -> int|None: # None if there is none within the limit
+    "The nearest sensor; it can only be in the cell of the place, or in one of the 26 around it."
+    cell = cell_of(place, sensors.limit_m)
+    found = [number for step in product((-1, 0, 1), repeat=3)
+             for number in sensors.cells.get(tuple(i + d for i, d in zip(cell, step)), ())]
+    if not found:
+        return None
+    far_m = np.linalg.norm(np.array([sensors.rows[number] for number in found]) - place, axis=1)
+    return found[int(far_m.argmin())] if far_m.min() <= sensors.limit_m else None
 
 # %% ../../nbs/appendix/convert_events.ipynb #c79362d9
 def read_places(path: Path, layout: Layout) -> np.ndarray: # (S, 3) m, by the number of the sensor
@@ -108,6 +139,7 @@ def place_of(source: Source, chunk: EventChunk, sensors: Sensors # (N,) numbers 
                          f'{sensors.geometry} has the sensors 0 to {len(sensors.places) - 1}')
     return number.astype(np.int16), sensors.places[number.astype(int)]
 
+# %% ../../nbs/appendix/convert_events.ipynb #64f1c59a
 def rows_of(source: Source, chunk: EventChunk, sensors: Sensors, first_id: int, direction: str) -> Rows:
     "Events as they are written: sorted, shifted, rounded, turned."
     order = time_order(chunk.pulses['time'], chunk.lengths)
@@ -135,6 +167,7 @@ UNRELATED_RAD = float(np.sqrt(np.pi**2/4 - 2)) # standard deviation of the error
 TURNED = {'from': 'to', 'to': 'from'}
 MEANINGS = {'from': 'where the neutrino comes from', 'to': 'where the neutrino goes to'}
 
+# %% ../../nbs/appendix/convert_events.ipynb #7ff77deb
 class DirectionCheck:
     "Compares the converted directions with a line fit on the brightest events."
     def __init__(self, brightest: Iterable[tuple[int, float]] = () # pulses and error [rad] of those so far

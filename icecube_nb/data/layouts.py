@@ -7,7 +7,7 @@ __all__ = ['LAYOUTS', 'COLUMNS', 'SQLITE', 'FILES', 'FIRST_KEY', 'NESTED_ROWS', 
            'quoted', 'parquet_columns', 'tables_of', 'reading_csv', 'holds_pulses', 'holds_truth', 'find_layout',
            'Source', 'input_files', 'choose_pulses', 'truth_for', 'find_sources', 'whole_numbers', 'sqlite_pieces',
            'as_floats', 'arrow_batches', 'file_pieces', 'field_of', 'nested_pieces', 'at_events', 'truth_pieces',
-           'Truth', 'EventChunk', 'check_values', 'check_angles_known', 'whole_chunk', 'event_chunks', 'check_once']
+           'Truth', 'EventChunk', 'check_values', 'check_angles_known', 'whole_chunk', 'check_once', 'event_chunks']
 
 # %% ../../nbs/appendix/layouts.ipynb #6b1563b9
 import re
@@ -366,6 +366,7 @@ def truth_pieces(source: Source, after: int, rows: int = 1 << 17) -> Iterator[di
                       for name in ('azimuth', 'zenith')}
             yield angles | {'event': np.arange(row, row + len(batch))}
 
+# %% ../../nbs/appendix/layouts.ipynb #0cb2329a
 class Truth:
     "Azimuth and zenith of events, by their number."
     def __init__(self, source: Source, after: int):
@@ -455,6 +456,16 @@ def whole_chunk(source: Source, piece: dict[str, np.ndarray], # whole events
     check_angles_known(source, chunk)
     return chunk
 
+# %% ../../nbs/appendix/layouts.ipynb #0b2b8603
+def check_once(source: Source, numbers: np.ndarray, seen: set[int] # grows
+    ) -> None:
+    "ValueError for an event that came before, with other events in between."
+    for number in numbers.tolist():
+        if number in seen:
+            raise ValueError(f'{source.pulses.path}: the pulses of event {number} lie in two places; sort '
+                             f'the file by {source.layout.event}')
+        seen.add(number)
+
 def event_chunks(source: Source, after: int|None = None, # key of the last event that is done with
                  rows: int = 100_000, # pulses of a piece, about
                  left_out: list|None = None # gets the keys of the events without truth, in arrays
@@ -475,12 +486,3 @@ def event_chunks(source: Source, after: int|None = None, # key of the last event
         if not sqlite and not source.layout.nested:
             check_once(source, chunk.number, seen)
         yield chunk
-
-def check_once(source: Source, numbers: np.ndarray, seen: set[int] # grows
-    ) -> None:
-    "ValueError for an event that came before, with other events in between."
-    for number in numbers.tolist():
-        if number in seen:
-            raise ValueError(f'{source.pulses.path}: the pulses of event {number} lie in two places; sort '
-                             f'the file by {source.layout.event}')
-        seen.add(number)
