@@ -81,6 +81,7 @@ def run_command(argv: Sequence[str], report: Callable[[object], None]) -> int: #
     sys.stdout.flush()
     return status or 0
 
+# %% ../nbs/appendix/command_line.ipynb #37ba0823
 def main(arguments: Sequence[str]|None = None # None: those of the process
     ) -> int: # exit status: 0, 2 for a fault, or the command's own
     "Run one command; whatever goes wrong becomes one line."
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
         if os.environ.get(TRACEBACK):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        report(f'{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}). This should not '
+        report(f'{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}). This '
+               'should not '
                f'happen; set {TRACEBACK}=1 to see more, and please report it')
     return 2

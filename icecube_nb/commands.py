@@ -106,7 +106,7 @@ class Prepare(DataOption):
     A missing column, an unknown sensor, a NaN charge, an index outside its file or a truncated file stops
     with one line that names file, row and event; the batches that are sound are packed all the same."""
     cache: Path|None = None      # folder for the packed files (default: `packed` in the data folder)
-    batches: tuple[int, ...]|None = None # batch ids to prepare, of either split (default: all of the meta files)
+    batches: tuple[int, ...]|None = None # batch ids to prepare, of either split (default: all)
     workers: int|None = None     # processes (default: one a core, when there is enough to do)
 
     def __call__(self) -> None:
@@ -178,7 +178,8 @@ class Train(DataOption, DeviceOption):
             stop_process_group()
         if processes.rank == 0:
             speed = state.events/max(state.seconds, 1e-9)
-            best = f'best validation error {state.best:.3f} rad' if math.isfinite(state.best) else 'not validated'
+            validated = math.isfinite(state.best)
+            best = f'best validation error {state.best:.3f} rad' if validated else 'not validated'
             left_out = f' ({state.skipped:,} left out: no finite gradient)' if state.skipped else ''
             print(f'{state.step:,} steps{left_out}, {state.events:,} events, {speed:,.0f} events/s; '
                   f'{best}; the run is in {self.run}')
@@ -349,7 +350,7 @@ class Evaluate:
     "Mean and median angular error of a submission, by pulse count where the truth has it."
     submission: Path             # .csv or .parquet with event_id, azimuth, zenith
     truth: Path                  # .csv or .parquet with the same columns, and perhaps `pulses`
-    batches: tuple[int, ...]|None = None # batch ids of the truth to score, as of train_meta.parquet (default: all)
+    batches: tuple[int, ...]|None = None # batch ids of the truth to score (default: all)
 
     def __call__(self) -> None:
         from icecube_nb.inference.evaluate import format_table, score_submission

@@ -139,7 +139,8 @@ def open_bundle(folder: str|Path) -> Bundle:
     for name, size, digest in listed:
         path = folder/name
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f'{manifest} lists {name}, which is outside of the bundle; upload the bundle again')
+            raise ValueError(f'{manifest} lists {name}, which is outside of the bundle; upload the bundle '
+                             'again')
         if path.suffix == '.whl' and not path.is_file():
             continue # unpacked by Kaggle; the folder `code` holds the same
         if not path.is_file():

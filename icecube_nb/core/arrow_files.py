@@ -111,7 +111,8 @@ def check_unpacked(rows: int, path: Path) -> None:
     "ValueError for a file of many rows with less than a byte for each."
     size = path.stat().st_size
     if rows > MOST_ROWS and rows > size:
-        raise ValueError(f'{path} unpacks {size:,} bytes to {rows:,} rows, which no real data do; copy it again')
+        raise ValueError(f'{path} unpacks {size:,} bytes to {rows:,} rows, which no real data do; copy it '
+                         'again')
 
 def read_frame(path: str|Path, # a parquet file
                columns: list[str]|None = None, # None: all
@@ -128,8 +129,10 @@ def read_frame(path: str|Path, # a parquet file
         check_unpacked(rows, path)
         table = pq.read_table(path, columns=columns, filters=filters, partitioning=None)
         index = (table.schema.pandas_metadata or {}).get('index_columns', [])
-        table = table.select(sorted(table.column_names, key=lambda name: name not in index)) # the index comes first
+        first = sorted(table.column_names, key=lambda name: name not in index)  # the index comes first
+        table = table.select(first)
         return table.to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError, OverflowError, TypeError, AttributeError, RecursionError) as e:
-        raise ValueError(f'{path} is not readable as parquet, perhaps cut short ({str(e).splitlines()[0].rstrip(".")}); '
+        raise ValueError(f'{path} is not readable as parquet, perhaps cut short '
+                         f'({str(e).splitlines()[0].rstrip(".")}); '
                          'copy it again') from None

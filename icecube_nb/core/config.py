@@ -160,7 +160,8 @@ def _cast(old, value, key: str):
 # %% ../../nbs/appendix/config.ipynb #d6e8e606
 MOST = 1 << 31                     # of any count
 RANGES = {                         # smallest and largest value of each number
-    'model.width': (1, 1 << 16), 'model.heads': (1, 1024), 'model.layers': (0, 1024), 'model.neck': (1, 1 << 20),
+    'model.width': (1, 1 << 16), 'model.heads': (1, 1024), 'model.layers': (0, 1024),
+    'model.neck': (1, 1 << 20),
     'model.pool_queries': (1, 1024), 'model.azimuth_bins': (2, 1 << 16), 'model.zenith_bins': (2, 1 << 16),
     'model.zenith_mirror': (0, 1 << 16),
     'data.max_pulses': (1, MOST), 'data.min_pulses': (0, MOST), 'data.files_per_epoch': (1, MOST),
@@ -210,7 +211,8 @@ def check_together(config: Config) -> None:
     weights = (12*model.layers*model.width**2 + 8*model.width*(model.width + model.neck)
                + model.neck*(model.azimuth_bins + model.zenith_bins))
     if weights > MOST_WEIGHTS:
-        raise ValueError(f'model.width {model.width}, model.layers {model.layers} and model.neck {model.neck} '
+        raise ValueError(f'model.width {model.width}, model.layers {model.layers} and model.neck '
+                         f'{model.neck} '
                          f'make about {weights:.2g} weights; at most {MOST_WEIGHTS:.2g} are supported')
 
 def check_minutes(minutes: float|None # None: no budget of time

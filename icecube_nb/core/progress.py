@@ -26,6 +26,7 @@ def room_for_comment(total: int, # steps
     "What the bar, ten characters long, and its numbers leave of a line."
     return max(0, columns - 2*len(str(total)) - 44)
 
+# %% ../../nbs/appendix/progress.ipynb #e48adb3c
 class Progress:
     "Call it with (done, total, comment): a live bar in a notebook or terminal, plain lines elsewhere."
     def __init__(self, label: str, # what is being done
@@ -36,7 +37,8 @@ class Progress:
         self.label, self.every, self.out = label, every_seconds, out
         self.make_bar = make_bar or fastprogress_bar
         self.columns = None if in_notebook() else shutil.get_terminal_size().columns
-        self.live = out is None and (in_notebook() or (is_terminal(sys.stdout) and self.columns >= LEAST_COLUMNS))
+        wide = self.columns is None or self.columns >= LEAST_COLUMNS
+        self.live = out is None and wide and (in_notebook() or is_terminal(sys.stdout))
         self.bar, self.last, self.begin = None, -float('inf'), time.perf_counter()
 
     def __call__(self, done: int, total: int, comment: str = ''):
@@ -64,7 +66,8 @@ class Progress:
         if self.bar.last_v is None:
             return # the bar was full already
         comment = f'{self.label} {comment}'.rstrip()
-        self.bar.comment = comment if self.columns is None else comment[:room_for_comment(total, self.columns)]
+        room = None if self.columns is None else room_for_comment(total, self.columns)
+        self.bar.comment = comment[:room]
         if done > 0:
             self.bar.update(min(done, total))
         if done >= total and self.columns is not None:

@@ -249,11 +249,13 @@ def source_note(path: Path) -> dict[str, str]: # to be kept with what is made fr
     "What tells later whether a file has changed."
     return {'changed_ns': str(changed_ns(path)), 'source_checksum': file_checksum(path)}
 
-def is_unchanged(path: Path, note: Mapping # `source_note`, perhaps among other entries; an older one lacks both
+def is_unchanged(path: Path, note: Mapping # `source_note`, perhaps among other entries; older ones lack both
     ) -> bool:
     "Whether a file is as it was noted: by its time, or if that is another (a copied folder), by its bytes."
     known = note.get('changed_ns')
-    return known is None or str(known) == str(changed_ns(path)) or note.get('source_checksum') == file_checksum(path)
+    if known is None or known == str(changed_ns(path)):
+        return True
+    return note.get('source_checksum') == file_checksum(path)
 
 def is_moved(path: Path, note: Mapping) -> bool:
     "Whether a file that is unchanged has another time, so that its note is worth being written again."
@@ -287,7 +289,8 @@ def read_note(path: Path # a JSON file of ours
     return note if isinstance(note, dict) else {}
 
 # %% ../../nbs/appendix/storage.ipynb #228b268f
-def rewrite_note(path: Path, note: dict, source: Path # the note and where it is; the unchanged file it is about
+def rewrite_note(path: Path, note: dict, # where it is, and what it says
+                 source: Path # the unchanged file it is about
     ) -> None:
     "Put the time of a copied file into a note, so that its bytes need not be read the next time."
     if is_moved(source, note):
@@ -332,7 +335,8 @@ def locked(folder: Path, # made if it is not there
 @contextmanager
 def claimed(folder: Path # made if it is not there; if nothing is put into it, it goes again
     ) -> Iterator[None]:
-    "Keep a folder to this process; BlockingIOError if another one has it. No effect where there are no locks."
+    "Keep a folder to this process; BlockingIOError if another one has it. No effect where there are no "
+    "locks."
     with writing(folder):
         there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -344,7 +348,8 @@ def claimed(folder: Path # made if it is not there; if nothing is put into it, i
             except OSError as e: # a file system without locks; or the other process has just removed it
                 own = not isinstance(e, FileNotFoundError)
             if not own:
-                raise BlockingIOError(f'another process works in {folder}; wait until it has ended, or choose '
+                raise BlockingIOError(f'another process works in {folder}; wait until it has ended, or '
+                                      'choose '
                                       'another folder')
         yield
     finally:

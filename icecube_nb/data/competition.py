@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.arrow_files import check_unpacked
-from ..core.storage import (fingerprint, is_unchanged, read_note, rewrite_note, source_note, temporary_name,
-                                     writing, written_whole)
+from ..core.storage import (fingerprint, is_unchanged, read_note, rewrite_note, source_note,
+                                     temporary_name, writing, written_whole)
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5

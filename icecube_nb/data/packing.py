@@ -104,10 +104,10 @@ def note_again(old: PackedBatch, source: Path # an unchanged batch file
     if not is_moved(source, old.about):
         return
     with suppress(OSError):                               # a full disk: then they are read again
-        whole = load_packed(old.path)                     # all bytes are checked before they get a new checksum
+        whole = load_packed(old.path)             # all bytes are checked before they get a new checksum
         about = {k: v for k, v in whole.about.items() if k not in ('checksum', 'content', 'icecube_nb')}
-        write_packed(old.path, whole.event_id, whole.azimuth, whole.zenith, whole.first_time_ns, whole.offsets,
-                     whole.pulses, about | {'changed_ns': str(changed_ns(source))})
+        write_packed(old.path, whole.event_id, whole.azimuth, whole.zenith, whole.first_time_ns,
+                     whole.offsets, whole.pulses, about | {'changed_ns': str(changed_ns(source))})
 
 # %% ../../nbs/appendix/packing_jobs.ipynb #448d3dfe
 def pack_batch(job: Job
@@ -140,8 +140,9 @@ def pack_batch(job: Job
     unknown = np.full(len(first_time), np.nan)
     write_packed(job.target, meta['event_id'], to_float32(meta.get('azimuth', unknown), 2*np.pi),
                  to_float32(meta.get('zenith', unknown), np.pi), first_time, offsets, codes,
-                 dict(fingerprint=made_from, batch_id=str(job.batch_id), split=job.split, source=job.source.name,
-                      bad_events=json.dumps(bad), rows_left_out=str(left_out), **noted))
+                 dict(fingerprint=made_from, batch_id=str(job.batch_id), split=job.split,
+                      source=job.source.name, bad_events=json.dumps(bad),
+                      rows_left_out=str(left_out), **noted))
     rest = f', {left_out:,} rows belong to no event' if left_out else ''
     seconds = time.perf_counter() - began
     return (f'{name}: {len(first_time):,} events, {len(codes):,} pulses, {seconds:.1f} s{rest}'

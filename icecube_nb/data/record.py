@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.storage import read_json
-from .packed import PackedBatch, auxiliary_of, decode_charge, decode_time, load_packed, sensor_of
+from .packed import (PackedBatch, auxiliary_of, decode_charge, decode_time, load_packed,
+                                    sensor_of)
 from .prepare import Prepared
 from ..physics.detector import read_geometry
 
@@ -55,7 +56,8 @@ def quantiles_of(files: Iterable[Path], # packed files
                         if len(events) else []]
         parts.append(event_numbers(packed, events, position_m))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    return {name: np.quantile(values, SHARES).round(4).tolist() for name, values in joined.items() if len(values)}
+    return {name: np.quantile(values, SHARES).round(4).tolist() for name, values in joined.items()
+            if len(values)}
 
 def make_record(prepared: Prepared # its training files are learned from
     ) -> dict: # for `record_bytes`
@@ -105,7 +107,8 @@ def check_same_events(run: Path, # a run that goes on
                          '--batches, or begin a new run with --start-from')
     changed = [name for name in before if before[name] and now[name] and before[name] != now[name]]
     if changed:
-        raise ValueError(f'batch {changed[0]} is another than when {run} began (its events, angles or pulses have '
+        raise ValueError(f'batch {changed[0]} is another than when {run} began (its events, angles or '
+                         'pulses have '
                          'changed); restore it, or begin a new run with --start-from')
 
 # %% ../../nbs/appendix/data_record.ipynb #da7a0018

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 # %% ../../nbs/appendix/boosters.ipynb #b0057006
-OF_NODES = ('split_feature', 'split_gain', 'threshold', 'decision_type', 'left_child', 'right_child', 'internal_value',
-            'internal_weight', 'internal_count')
+OF_NODES = ('split_feature', 'split_gain', 'threshold', 'decision_type', 'left_child', 'right_child',
+            'internal_value', 'internal_weight', 'internal_count')
 OF_LEAVES = ('leaf_value', 'leaf_weight', 'leaf_count')
 FIXED = {'num_cat': '0', 'is_linear': '0'}  # numbers only, and a constant in each leaf
 MOST_LEAVES = 1 << 16
@@ -68,6 +68,7 @@ def booster_trees(text: str, features: int # of LightGBM; columns that it looks 
         trees.append('\n'.join([f'Tree={number}', *(f'{name}={lines[name]}' for name in ORDER)]) + '\n\n\n')
     return trees
 
+# %% ../../nbs/appendix/boosters.ipynb #1123cad9
 def sound_booster(text: str, # of LightGBM, perhaps changed by somebody
                   path: Path # named in the error
     ) -> str: # for `lightgbm.Booster(model_str=...)`
@@ -79,12 +80,14 @@ def sound_booster(text: str, # of LightGBM, perhaps changed by somebody
             raise ValueError('it is no regression')
         trees = booster_trees(text, features)
     except (ValueError, KeyError) as e:
-        raise ValueError(f'{path} holds no sound boosters ({e}); copy it, or run `icecube-nb ensemble` again') from None
+        raise ValueError(f'{path} holds no sound boosters ({e}); copy it, or run `icecube-nb ensemble` '
+                         'again') from None
     names = ' '.join(f'Column_{k}' for k in range(features))
     infos = ' '.join(['[-1e300:1e300]']*features)
     sizes = ' '.join(str(len(tree.encode())) for tree in trees)
     head = ['tree', 'version=v4', 'num_class=1', 'num_tree_per_iteration=1', 'label_index=0',
             f'max_feature_idx={features - 1}', 'objective=regression', f'feature_names={names}',
             f'feature_infos={infos}', f'tree_sizes={sizes}', '', '']
-    tail = 'end of trees\n\nfeature_importances:\n\nparameters:\nend of parameters\n\npandas_categorical:null\n'
+    tail = ('end of trees\n\nfeature_importances:\n\nparameters:\nend of '
+            'parameters\n\npandas_categorical:null\n')
     return '\n'.join(head) + ''.join(trees) + tail

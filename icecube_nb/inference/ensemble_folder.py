@@ -215,7 +215,8 @@ def read_ensemble_note(folder: Path) -> dict:
         config = EnsembleConfig(**about['config'])
         counts = [about['members'], config.folds]
         lists = [about['names'], about['feature_names'], about['pool']]
-        sound = (about['version'] == 2 and about.keys() >= {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
+        wanted = {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
+        sound = (about['version'] == 2 and about.keys() >= wanted
                  and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
                  and all(isinstance(x, list) and x for x in lists))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -249,7 +250,8 @@ def load_ensemble(folder: str|Path) -> Ensemble:
     for path in (folder/f'boosters_{k}.txt' for k in range(about['config']['folds'])):
         texts = [sound_booster(part, path) for part in path.read_text(errors='replace').split('\f')]
         if len(texts) != len(about['names']) + 1:
-            raise ValueError(f'{path} holds {len(texts)} boosters for {len(about["names"])} candidates; copy it again')
+            raise ValueError(f'{path} holds {len(texts)} boosters for {len(about["names"])} candidates; '
+                             'copy it again')
         folds.append([lightgbm.Booster(model_str=text) for text in texts])
     bins = tuple(bins_of(folder/f'run_{i}') for i in range(about['members']))
     posterior = PosteriorWeights(tuple(about['pool']), bins, about['points'])

@@ -399,7 +399,8 @@ def warn_about_events(runs: Iterable[str|Path], prepared: Prepared,
     left_out = sum(int(packed.about.get('rows_left_out', 0)) for packed in headers)
     rows = left_out + sum(len(packed.pulses) for packed in headers)
     if left_out > NOBODYS_SHARE*rows:
-        warnings.warn(f'{left_out:,} of {rows:,} rows belong to no event by the meta file; check its pulse indices',
+        warnings.warn(f'{left_out:,} of {rows:,} rows belong to no event by the meta file; check its pulse '
+                      'indices',
                       stacklevel=2)
     for run in runs:
         message = describe_unlike(run, read_record(find_checkpoint(run)), prepared, files.values())
@@ -410,7 +411,8 @@ def check_answered(counts: tuple[int, ...], # of `count_answers`
                    files: dict[int, Path]) -> None: # batch_id to packed file
     "ValueError if no event got an answer although there are pulses."
     if counts[0] == counts[1] and any(len(load_packed(path, check=False).pulses) for path in files.values()):
-        raise ValueError(f'none of {counts[0]:,} events got a finite answer; nothing is written. Try --precision fp32, '
+        raise ValueError(f'none of {counts[0]:,} events got a finite answer; nothing is written. Try '
+                         '--precision fp32, '
                          'or another checkpoint')
 
 # %% ../../nbs/04_infer.ipynb #b40063d3
@@ -446,7 +448,7 @@ def answers_fingerprint(packed: PackedBatch, predictors: list[Predictor], decode
     def words(p):
         by = '' if p.engine == 'torch' else f' by {p.engine}'
         return f'{p.fingerprint} {p.config.name} on {p.device.type} in {p.precision}{by}'
-    events = packed.about['fingerprint'] + packed.about.get('content', '')    # files of 0.1 do not know theirs
+    events = packed.about['fingerprint'] + packed.about.get('content', '')  # version 0.1 kept no content
     return fingerprint(events, *map(words, predictors), decode,
                        answer or predictors[0].config.model.outputs[0], 'by_cheap',
                        f'{dump} {SUMMARIES}' if dump else '')

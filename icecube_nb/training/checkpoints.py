@@ -112,8 +112,8 @@ def check_finite(weights: dict[str, np.ndarray], path: Path # name to array; whe
     "ValueError for weights with NaN or infinity, which answer nothing."
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise ValueError(f'{path} has NaN or infinity in {name}, so it answers nothing; use an earlier step, or '
-                             'train again with a smaller train.max_lr')
+            raise ValueError(f'{path} has NaN or infinity in {name}, so it answers nothing; use an '
+                             'earlier step, or train again with a smaller train.max_lr')
 
 def read_angle_bins(path: Path, config: Config # of the same checkpoint
     ) -> dict[str, list[float]]: # name to values [rad]
@@ -129,8 +129,8 @@ def read_angle_bins(path: Path, config: Config # of the same checkpoint
     for angle in ('azimuth', 'zenith'):
         wanted, found = getattr(config.model, f'{angle}_bins'), bins.get(f'{angle}_centres')
         if found is not None and len(found) != wanted:
-            raise ValueError(f'{path} has {len(found)} bins of {angle}, but the network has {wanted}; take the file '
-                             'that belongs to these weights')
+            raise ValueError(f'{path} has {len(found)} bins of {angle}, but the network has {wanted}; take '
+                             'the file that belongs to these weights')
     return bins
 
 # %% ../../nbs/appendix/checkpoints.ipynb #c9b9239e
@@ -140,7 +140,8 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     folder = find_checkpoint(run)
     for name in ('config.json', 'angle_bins.json'):
         if not (folder/name).is_file():
-            raise ValueError(f'{folder} has no {name}, or one that is no file; copy the whole checkpoint folder')
+            raise ValueError(f'{folder} has no {name}, or one that is no file; copy the whole checkpoint '
+                             'folder')
     check_files(folder)
     config = from_json((folder/'config.json').read_text(errors='replace'), str(folder/'config.json'))
     try:
@@ -188,8 +189,8 @@ def check_same_sensors(run: Path, # a run that goes on
     "ValueError if the sensors stand elsewhere than when the run began."
     known = read_detector(find_checkpoint(run))
     if known is not None and known.geometry_hash != here.geometry_hash:
-        raise ValueError(f'{run} learns with {known}, but is now given {here}; restore sensor_geometry.csv, or '
-                         'begin a new run with --start-from')
+        raise ValueError(f'{run} learns with {known}, but is now given {here}; restore '
+                         'sensor_geometry.csv, or begin a new run with --start-from')
 
 # %% ../../nbs/appendix/checkpoints.ipynb #4acacf15
 def with_folder_ice(config: Config, # of a run that is to begin, or to go on

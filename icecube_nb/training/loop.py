@@ -34,8 +34,8 @@ from ..data.record import check_same_events, make_record, read_record
 from ..network.heads import heads_of
 from ..network.model import count_parameters, load_weights
 from ..physics.angles import angular_error
-from .checkpoints import (check_same_sensors, find_checkpoint, folder_detector, sensors_of_run,
-                                             with_folder_ice)
+from .checkpoints import (check_same_sensors, find_checkpoint, folder_detector,
+                                             sensors_of_run, with_folder_ice)
 from .distributed import ProcessGroup, sum_over_processes, wait_for_all
 from .hardware import peak_tflops
 from .precision import pick_device, reduced
@@ -347,7 +347,8 @@ def fit_to(state: State, # changed in place
 def check_learned(state: State, run: Path) -> None:
     "ValueError if a training has come to its end and has changed no weight."
     if state.skipped >= state.step:
-        raise ValueError(f'{run} has learned nothing: all of its {state.step:,} steps were left out, because the loss '
+        raise ValueError(f'{run} has learned nothing: all of its {state.step:,} steps were left out, '
+                         'because the loss '
                          'or a gradient was NaN or infinite; begin a new run with a smaller train.max_lr')
 
 # %% ../../nbs/03_train.ipynb #d5f45686

@@ -223,7 +223,8 @@ def read_saved(path: Path, state: State # the file; a fresh state of the same ru
                 raise ValueError(f'{name} is {value!r:.40}')
             if wanted in (int, float) and not value >= 0:
                 raise ValueError(f'{name} is {value!r:.40}')
-        numbers = [v for row in saved['counters']['window'] for v in row.values()] + list(saved['scaler'].values())
+        numbers = [v for row in saved['counters']['window'] for v in row.values()]
+        numbers += saved['scaler'].values()
         if not all(isinstance(v, (int, float)) for v in numbers):
             raise ValueError('an entry is no number')
         missing = {'optimiser', *(['model'] if state.average is not None else [])} - saved.keys()
