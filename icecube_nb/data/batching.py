@@ -25,7 +25,7 @@ from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_token
 
 # %% ../../nbs/01b_batching.ipynb #ccfadd64
 def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0
-                    batch_events: int, # at most so many events in a batch
+                    batch_events: int, # events in a batch, at most
                     rng: np.random.Generator, # shuffles
                     pool_batches: int = 64 # batches that are sorted by length together
     ) -> list[np.ndarray]: # batches of event numbers; each event is in exactly one
@@ -176,7 +176,7 @@ def read_tokens(files: dict[int, EventFile], events: Events
 def event_batch(files: dict[int, EventFile], # open files by number, on one device
                 events: Events, # at least one
                 feature_set: str, # a key of `pulses.FEATURE_SETS`
-                max_pulses: int # longer events are thinned to so many tokens
+                max_pulses: int # longer events are thinned to this number of tokens
     ) -> EventBatch: # on the files' device
     "Read events, choose their tokens and compute the features; the host never waits for the device."
     tokens = choose_tokens(read_tokens(files, events), events.counts, feature_set)

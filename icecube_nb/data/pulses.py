@@ -192,7 +192,7 @@ def choose_subset(keep: Tensor, # (N,) bool, changed: False for what is left out
 
 # %% ../../nbs/01a_pulses.ipynb #c2aa9a65
 def thin_tokens(tokens: Tokens,
-                max_tokens: int, # longer events keep a subset of so many
+                max_tokens: int, # longer events keep a subset of this size
                 number: np.ndarray, # (B,) int64, each event's number in its file
                 key: np.ndarray # (B,) int64, 0 to 2^63 - 1, chooses the subset
     ) -> Tokens:

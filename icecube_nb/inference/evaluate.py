@@ -327,21 +327,21 @@ def _event_ids(table: pd.DataFrame, path) -> np.ndarray: # (B,) int64
     return ids
 
 # %% ../../nbs/03a_evaluate.ipynb #7e38f0f4
-ANGLE_RANGES = {'azimuth': (2*np.pi, '0 to 2pi'), 'zenith': (np.pi, '0 to pi')}  # from 0 to; in words
+ANGLE_RANGES = {'azimuth': (2*np.pi, '0 to 2pi'), 'zenith': (np.pi, '0 to pi')}  # largest; the range
 
 def _check_angle(table: pd.DataFrame, name: str, path) -> np.ndarray: # (B,) float64
     "The column `name` of `table` as finite angles in range."
     angle = pd.to_numeric(table[name], errors='coerce').to_numpy(float, na_value=np.nan)        # (B,)
-    high, words = ANGLE_RANGES[name]
-    said = lambda bad: (f'{path}: {name} of event {table["event_id"].iloc[bad.argmax()]} is '
-                        f'{table[name].iloc[bad.argmax()]}')
+    high, allowed = ANGLE_RANGES[name]
+    message = lambda bad: (f'{path}: {name} of event {table["event_id"].iloc[bad.argmax()]} is '
+                           f'{table[name].iloc[bad.argmax()]}')
     bad = ~np.isfinite(angle)
     if bad.any():
-        raise ValueError(f'{said(bad)} ({bad.sum()} such); write a finite number of radians')
+        raise ValueError(f'{message(bad)} ({bad.sum()} such); write a finite number of radians')
     bad = (angle < -1e-6) | (angle > high + 1e-6)
-    mend = 'radians, not degrees' if np.abs(angle).max(initial=0) > 4*np.pi else f'radians from {words}'
+    mend = 'radians, not degrees' if np.abs(angle).max(initial=0) > 4*np.pi else f'radians from {allowed}'
     if bad.any():
-        raise ValueError(f'{said(bad)}, outside {words} ({bad.sum()} such); write {mend}')
+        raise ValueError(f'{message(bad)}, outside {allowed} ({bad.sum()} such); write {mend}')
     return angle
 
 def read_directions(

@@ -444,7 +444,7 @@ def answer_files(files: dict[int, Path], # batch_id to packed file
 def answers_fingerprint(packed: PackedBatch, predictors: list[Predictor], decode: str, answer: str|None,
                         dump: bool
     ) -> str: # 32 hexadecimal digits
-    "Hash of what a file of answers is made from; its words are version 0.1's, whose files stay valid."
+    "Hash of what a file of answers is made from; its text is that of version 0.1, whose files stay valid."
     def words(p):
         by = '' if p.engine == 'torch' else f' by {p.engine}'
         return f'{p.fingerprint} {p.config.name} on {p.device.type} in {p.precision}{by}'

@@ -137,7 +137,7 @@ def new_stack(dump: Dump, config: StackConfig, device: str = 'cpu') -> Stack:
 def train_stack(dump: Dump, rows: np.ndarray, # (r,) to learn from
                 run: Path, wanted: str, # folder; fingerprint of dump and settings
                 config: StackConfig, device: str, progress: Callable[[int, int, str], None]|None) -> Stack:
-    "Train a stack, or go on training it."
+    "Train a stack, or resume its training."
     stack = new_stack(dump, config, device)
     steps = -(-len(rows)//config.batch_events)
     optimiser = torch.optim.AdamW(stack.model.parameters(), weight_decay=config.weight_decay)
@@ -219,7 +219,7 @@ def save_epoch(run: Path, made_from: str, # fingerprint of dump and settings
         part.write_bytes(content.getbuffer())
 
 def load_epoch(run: Path, made_from: str, stack: Stack, *parts) -> int: # epochs done
-    "Go on from the state that was saved, if there is one; ValueError if it is of another run."
+    "Resume from the state that was saved, if there is one; ValueError if it is of another run."
     if not (run/'state.pt').is_file():
         return 0
     try:

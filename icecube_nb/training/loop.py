@@ -88,7 +88,7 @@ def errors_of(truth: np.ndarray, answer: np.ndarray # (2, B) rad
 # %% ../../nbs/03_train.ipynb #7a1e0001
 def validate(state: State, packed: PackedBatch, # a file that is not trained on
              sensors: np.ndarray, # (S, 6)
-             events: int|None = None # the first so many; None: `train.validation_events`
+             events: int|None = None # how many of the first ones; None: `train.validation_events`
     ) -> dict[str, float]: # rad: `error` of the first head, HEAD_error of others
     "Mean angular error on the first events of a packed file that are long enough; empty if none is."
     c, names = state.config, state.config.model.outputs
@@ -362,7 +362,7 @@ def train(prepared: Prepared, # of `data.prepare.prepare`
           processes: ProcessGroup = ProcessGroup(), # of `start_process_group`
           report: Callable[[str], None]|None = None # called with a line on how it computes
     ) -> State:
-    "Train, or go on training, and leave checkpoints and log in `run`; no other process can do so meanwhile."
+    "Train, or continue a run, and leave checkpoints and log in `run`; no other process can do so meanwhile."
     run = check_run(run, start_from)
     check_config(config)
     check_minutes(minutes)

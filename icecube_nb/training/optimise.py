@@ -116,11 +116,11 @@ class JointOptimiser:
             o.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
-        "What `load_state_dict` takes to go on from here."
+        "What `load_state_dict` takes to resume from here."
         return {'optimisers': [o.state_dict() for o in self.optimisers]}
 
     def load_state_dict(self, state: dict) -> None:
-        "Go on from `state`; ValueError if it is of other optimisers."
+        "Resume from `state`; ValueError if it is of other optimisers."
         saved = state.get('optimisers', [])
         if len(saved) != len(self.optimisers):
             raise ValueError(f'the saved state is of {len(saved)} joined optimisers, not '
