@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT_M_PER_NS', 'REFRACTIVE_INDEX', 'POSITION_UNIT_M', 'TIME_UNIT_NS', 'CENTRED_POSITION_UNIT_M',
-           'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'DEFAULT_DETECTOR', 'DETECTORS', 'SAME_PLACE_M', 'ICE_FILE',
-           'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_geometry', 'read_geometry', 'parse_column', 'read_table',
-           'read_notes', 'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table', 'recognise_detector',
-           'sensor_efficiency', 'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'describe_ice',
-           'ice_at_depth', 'robust_scale', 'sensor_features']
+           'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'CORRECTIONS', 'DEFAULT_DETECTOR', 'DETECTORS', 'SAME_PLACE_M',
+           'ICE_FILE', 'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_geometry', 'read_geometry', 'parse_column',
+           'read_table', 'read_notes', 'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table',
+           'recognise_detector', 'sensor_efficiency', 'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text',
+           'describe_ice', 'ice_at_depth', 'robust_scale', 'sensor_features']
 
 # %% ../../nbs/00b_detector.ipynb #9e380578
 import hashlib
@@ -125,6 +125,8 @@ def sensors_of_strings(
                          'efficiency': table.efficiency})
 
 # %% ../../nbs/00b_detector.ipynb #3a4174a9
+CORRECTIONS = ['string', 'position', 'x_m', 'y_m', 'gap_m']
+
 @dataclass(frozen=True)
 class Detector:
     "A folder of data files, and the symmetry of the grid of strings."
@@ -141,12 +143,15 @@ class Detector:
 
     @lru_cache(maxsize=8)
     def sensors(self) -> pd.DataFrame: # (S, 5) columns sensor_id (0..S-1), x, y, z [m], efficiency
-        "All sensors, from `sensors.csv` or from `strings.csv`, `layouts.csv` and `corrections.csv`."
+        "All sensors, from `sensors.csv` or from `strings.csv`, `layouts.csv` and perhaps `corrections.csv`."
         if self.file('sensors.csv').is_file():
             table = read_table(self.file('sensors.csv'))
         else:
-            names = ('strings.csv', 'layouts.csv', 'corrections.csv')
-            table = sensors_of_strings(*(read_table(self.file(name)) for name in names))
+            corrections = pd.DataFrame(columns=CORRECTIONS, dtype=float)
+            if self.file('corrections.csv').is_file():
+                corrections = read_table(self.file('corrections.csv'))
+            table = sensors_of_strings(read_table(self.file('strings.csv')),
+                                       read_table(self.file('layouts.csv')), corrections)
         return check_geometry(table, f'detector {self.name}').assign(efficiency=table.efficiency)
 
     @lru_cache(maxsize=8)
@@ -160,6 +165,9 @@ DETECTORS = {detector.name: detector for detector in (
     Detector('icecube86', turns=6, turn_centre_m=(46.29, -34.88),       # string 36
              mirror_azimuth_rad=float(np.deg2rad(9.1))),                # a row of strings
     Detector('nine_strings'),
+    Detector('arca_block'),
+    Detector('pone_triangle'),
+    Detector('gen2_extension'),
 )}
 
 # %% ../../nbs/00b_detector.ipynb #de8af4c0
