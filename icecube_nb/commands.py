@@ -48,7 +48,7 @@ class Simulate:
     test_events: int = 2000      # events in the one test batch
     seed: int = 1                # of everything that is drawn
     workers: int = 2             # processes; the files do not depend on it
-    array: str = 'icecube86'     # detector: icecube86, gen2_extension, arca_block, pone_triangle, nine_strings
+    array: str = 'icecube86'     # or gen2_extension, arca_block, pone_triangle, nine_strings, with its ice
     geometry: Path|None = None   # sensor_geometry.csv of another detector (default: the array's)
     ice: Path|None = None        # ice_transparency.txt of another detector (default: the array's)
     world: str = 'standard'      # constants of the simulation: standard, other
