@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -328,6 +328,8 @@ def nothing_left_of_nothing(run: Path) -> Iterator[None]:
             for name in (MARKER, 'log.jsonl'):
                 (run/name).unlink(missing_ok=True)
             shutil.rmtree(run/'tensorboard', ignore_errors=True)
+            with suppress(OSError):                   # it is not there, or something is in it
+                (run/'checkpoints').rmdir()
         raise
 
 # %% ../../nbs/03_train.ipynb #a3bc6c86
