@@ -187,7 +187,7 @@ class Train(DataOption, DeviceOption):
 # %% ../nbs/appendix/commands.ipynb #7d9d7c7d
 def prepare_training(command: Train
     ): # a data.prepare.Prepared
-    "Prepare the data. Each process of a machine asks for it, one does it, before they meet; the first reports."
+    "Prepare the data; of the processes of a machine one does it, before they meet, and the first reports."
     from icecube_nb.core.progress import Progress
     from icecube_nb.data.competition import find_data
     from icecube_nb.data.packed import load_packed
@@ -209,8 +209,10 @@ def train_together(command: Train, config, # a core.config.Config
     "Train; the first process says how it computes and how far it is."
     from icecube_nb.core.progress import Progress
     from icecube_nb.training.loop import train
-    progress, report = (Progress('training'), partial(print, flush=True)) if processes.rank == 0 else (None, None)
-    return train(prepared, command.run, config, command.minutes, device, progress, command.start_from, processes,
+    first = processes.rank == 0
+    progress, report = Progress('training') if first else None, partial(print, flush=True) if first else None
+    return train(prepared, command.run, config, command.minutes, device, progress, command.start_from,
+                 processes,
                  report)
 
 # %% ../nbs/appendix/commands.ipynb #2de2b0e7

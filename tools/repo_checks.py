@@ -300,7 +300,11 @@ def no_torch(root: Path) -> list[str]:
     found = []
     for line in run_python(code, root).stdout.splitlines():
         name, _, error = line.partition(' ')
-        why = 'imports torch: do it inside a function' if 'import of torch' in error else f'does not import: {error}'
+        why = (
+            'imports torch: do it inside a function'
+            if 'import of torch' in error
+            else f'does not import: {error}'
+        )
         found.append(f'{PACKAGE}.{name} {why}')
     return found
 

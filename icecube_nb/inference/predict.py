@@ -6,8 +6,8 @@
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'NOBODYS_SHARE', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor',
            'placed', 'fill_rows', 'compute_answers', 'map_batches', 'answer_events', 'fallback_direction',
            'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction', 'count_answers',
-           'predict', 'own_files', 'check_files', 'check_detectors', 'bad_events', 'warn_about_events',
-           'check_answered', 'answer_files', 'answers_fingerprint']
+           'files_to_answer', 'predict', 'own_files', 'check_files', 'check_detectors', 'bad_events',
+           'warn_about_events', 'check_answered', 'answer_files', 'answers_fingerprint']
 
 # %% ../../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
@@ -313,6 +313,15 @@ def count_answers(paths: Iterable[Path] # files of answers
                    done['by_fallback'].sum())
     return tuple(int(n) for n in counts)
 
+# %% ../../nbs/04_infer.ipynb #f0f50a01
+def files_to_answer(data: Path, # competition-format folder
+                    batches: list[int]|None # batch ids of either split; None: all test batches
+    ) -> tuple[Prepared, dict[int, Path]]: # the prepared folder, and batch_id to packed file
+    "Pack what is to be answered, as far as that is not done yet; bad events are left without pulses."
+    splits = ('test',) if batches is None else ('train', 'test')
+    prepared = prepare(data, batches=batches, splits=splits, on_bad_event='skip')
+    return prepared, prepared.test if batches is None else prepared.train | prepared.test
+
 # %% ../../nbs/04_infer.ipynb #f0f50003
 def predict(data: str|Path, # competition-format folder with test files
             run: str|Path, # of the model
@@ -336,9 +345,7 @@ def predict(data: str|Path, # competition-format folder with test files
     kept = check_folder(dump, 'dump', is_dump) if dump else None
     runs = [run] if long_run is None else [run, long_run]
     predictors = [load_predictor(each, device, precision, engine) for each in runs]
-    prepared = prepare(data, batches=batches, splits=('test',) if batches is None else ('train', 'test'),
-                       on_bad_event='skip')
-    files = prepared.test if batches is None else prepared.train | prepared.test
+    prepared, files = files_to_answer(data, batches)
     check_detectors(runs, prepared, other_detector)
     sample = check_files(files, data, batches is None)
     if processes.rank == 0:
