@@ -6,7 +6,8 @@
 __all__ = ['NOTEBOOKS', 'WHEEL_INFO', 'LARGE', 'BUNDLE_NOTES', 'TOLERANCE_RAD', 'notebook_text', 'read_tree', 'package_files',
            'write_code', 'write_wheel', 'Bundle', 'open_bundle', 'answer_function', 'answer_check', 'add_large_event',
            'geometry_of_run', 'write_check', 'bundle', 'is_bundle', 'copy_run', 'write_manifest', 'copy_ensemble',
-           'find_input', 'Check', 'check_runs', 'self_check', 'submit', 'submission_summary', 'training_batches']
+           'find_input', 'Check', 'check_runs', 'self_check', 'submit', 'submission_summary', 'training_batches',
+           'train_process', 'train_on_cards']
 
 # %% ../nbs/06_kaggle.ipynb #22e90427
 import base64
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import tempfile
 import time
 import zipfile
@@ -31,7 +33,7 @@ import torch
 
 from . import __version__
 from .physics.angles import angular_error
-from .core.config import from_json
+from .core.config import Config, from_json
 from .training.checkpoints import find_checkpoint, load_checkpoint, read_detector, sensors_of_run
 from .physics.detector import ICE_FILE, geometry_table, ice_of_text
 from .inference.answers import read_answers
@@ -45,7 +47,10 @@ from .data.packed import load_packed
 from .data.prepare import Prepared, prepare
 from .core.progress import Progress
 from .physics.simulate import write_dataset
+from .training.distributed import start_process_group, stop_process_group
+from .training.loop import train
 from .training.precision import pick_device
+from .training.runs import RunSummary, summarise_run
 
 # %% ../nbs/06_kaggle.ipynb #3ba82297
 NOTEBOOKS = ('submission', 'train')
@@ -391,3 +396,35 @@ def training_batches(data: Path, # competition files
     "The first batches of a folder, and batch 651, which validates, where it is there."
     there = sorted(int(p.stem.removeprefix('batch_')) for p in (data/'train').glob('batch_*.parquet'))
     return sorted({*there[:files], *([651] if 651 in there else [])})
+
+# %% ../nbs/06_kaggle.ipynb #2cad0002
+def train_process(rank: int, ranks: int, port: int, # which process this is, how many; where they meet
+                  prepared: Prepared, run: str|Path, config: Config, minutes: float|None, device: str
+    ) -> None:
+    "What each process of `train_on_cards` does."
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(ranks),
+                   'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    processes, where = start_process_group(device)
+    progress, report = (Progress('training', 60.0), print) if rank == 0 else (None, None)
+    try:
+        train(prepared, run, config, minutes, where, progress, processes=processes, report=report)
+    finally:
+        stop_process_group()
+
+def train_on_cards(prepared: Prepared, # a prepared folder
+                   run: str|Path, # folder of checkpoints and log; one that was stopped is resumed
+                   config: Config, minutes: float|None, # budget of time; None: `config.train.epochs`
+                   device: str = 'cuda', processes: int|None = None # None: one for each visible card
+    ) -> RunSummary:
+    "Train with one process on each card, and say how it went."
+    ranks = processes or (torch.cuda.device_count() if device == 'cuda' else 1)
+    if ranks < 2:
+        train(prepared, run, config, minutes, device, Progress('training', 60.0), report=print)
+        return summarise_run(run)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    from icecube_nb import kaggle       # another process finds the function there, not in a notebook
+    arguments = ranks, port, prepared, run, config, minutes, device
+    torch.multiprocessing.spawn(kaggle.train_process, arguments, ranks)
+    return summarise_run(run)
