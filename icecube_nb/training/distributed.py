@@ -83,8 +83,7 @@ def wrap_for_processes(model: nn.Module, processes: ProcessGroup, device: torch.
     "`model` itself, or wrapped so that its gradients are averaged over the team."
     if processes.ranks == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None,
-                                   broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
 
 def without_sync(network: nn.Module, last: bool # of the passes of a step
     ) -> AbstractContextManager:
