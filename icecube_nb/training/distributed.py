@@ -80,7 +80,7 @@ def wait_for_all(processes: ProcessGroup) -> None:
 
 # %% ../../nbs/appendix/multi_gpu.ipynb #88c57dc5
 def wrap_for_processes(model: nn.Module, processes: ProcessGroup, device: torch.device) -> nn.Module:
-    "`model` itself, or wrapped so that its gradients are averaged over the team."
+    "`model` itself, or wrapped so that its gradients are averaged over the processes."
     if processes.ranks == 1:
         return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
