@@ -92,6 +92,11 @@ WITHOUT_RESULTS = {
     'published, batch 64, lr 1e-3': ('small', {'train.max_lr': 1e-3, 'train.batch_events': 64}),
     'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
     'neck 256': ('deep', {'model.neck': 256}),
+    'first 8 pulses': ('deep', {'model.features': 'sensor_pulses'}),
+    'first 16 pulses': ('deep', {'model.features': 'sensor_pulses:pulses=16'}),
+    'first 8 pulses, all auxiliary tokens': ('deep', {'model.features': 'sensor_pulses:auxiliary=all'}),
+    '24 auxiliary tokens': ('deep', {'model.features': 'nearby:auxiliary=24'}),
+    '64 auxiliary tokens': ('deep', {'model.features': 'nearby:auxiliary=64'}),
 }
 # Arms in the file of results whose code is gone: `muon in the necks` (Muon for these matrices as well), those
 # named `earlier`, `line frame` and `waves`, and all that were named after `muon 0.01`, once the default

@@ -53,7 +53,7 @@ LAYERS = [
     ['physics.detector', 'physics.simulation_config'],
     ['physics.angles'],
     ['core.outputs', 'core.arrow_files'],
-    ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers'],
+    ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers', 'core.device_arrays'],
 ]
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
 WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',

@@ -19,7 +19,7 @@ from pathlib import Path
 @dataclass(frozen=True)
 class ModelConfig:
     "The network: the numbers that fix the shape of every weight, and the switches of its forward pass."
-    features: str = 'published'    # of a pulse: `published` (9), `centred` (13), `merged`, `nearby` (15)
+    features: str = 'published'    # a key of `pulses.FEATURE_SETS`, and options: `nearby:auxiliary=64`
     width: int = 64                # D, size of a pulse's vector inside the encoder
     heads: int = 2                 # H, attention heads; D/H numbers each
     layers: int = 9                # L, encoder blocks

@@ -108,7 +108,7 @@ def count_events(file: EventFile,
     ) -> np.ndarray: # (E, 2) int64: tokens that are not auxiliary, and auxiliary ones
     "Tokens of each event after merging; where none is merged or left out, all count as not auxiliary."
     chosen = find_feature_set(feature_set)
-    if not chosen.merged and not chosen.nearby:
+    if not chosen.merged and not chosen.auxiliary:
         lengths = file.lengths(events)
         return np.stack([lengths, np.zeros_like(lengths)], 1)
     chunk = chunk or (4096 if file.device.type == 'cpu' else 1 << 15)
