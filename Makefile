@@ -4,7 +4,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture bench export readme clean-nbs
+.PHONY: help setup demo test run torture bench export readme clean-nbs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(STAMP)  ## simulate, train and evaluate a small model: the whole path in
 
 test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="layers 01_preprocess" for some
 	@$(VENV)/bin/python tools/check.py $(ARGS)
+
+run: $(STAMP)  ## run notebooks and save their outputs; NB="03_train 05_stack" ARGS="--flags slow", or ARGS=--stale
+	@$(VENV)/bin/python tools/run_notebook.py $(NB) $(ARGS)
 
 torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: minutes, 2 GB of disk
 	@$(VENV)/bin/python tools/check.py 08_torture --flags slow --timeout 10800

@@ -167,14 +167,17 @@ def _unreadable(path: Path) -> str:
 
 
 def as_run(root: Path) -> list[str]:
-    """Notebooks are committed as run, as far as that shows
+    """Notebooks are committed as run: their outputs belong to their code, and to the result files they show
 
-    Cleaning takes the execution counts away. What stays visible: a cell that plainly calls `print` or
-    `plt.show` has an output, and no output is an error. Cells with a test flag may be committed unrun.
+    nbs/as_run.jsonl says what the outputs were made from (tools/as_run.py). Besides, a cell that plainly
+    calls `print` or `plt.show` has an output, and no output is an error. Cells with a test flag may be
+    committed unrun.
     """
+    import as_run as record                                             # tools/as_run.py
     flags = test_flags(root) | {'eval'}
     found = []
     for path in notebooks(root):
+        found += record.faults(root, path, read_notebook(path)['cells'], test_flags(root))
         for number, source, outputs in code_cells(path):
             if any(o['output_type'] == 'error' for o in outputs):
                 found.append(f'{path.relative_to(root)} cell {number} ended in an error; mend: run the '

@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import as_run
 import check
 import repo_checks
 
 NOTEBOOK = 'nbs/00a_angles.ipynb'
+RESULT = 'bench/results/toy.csv'
 PICTURE = 'iVBORw0KGgo='                                               # stands for a PNG, in base64
 
 
@@ -46,7 +48,8 @@ def make_project(root: Path, settings: Path) -> None:
         root/NOTEBOOK, cell('markdown', '# Angles'), cell('code', '#| default_exp physics.angles'),
         cell('code', '#| export\ndef double(x: int) -> int:\n    "Twice `x`"\n    return 2*x'),
         cell('code', 'print(double(1))', [printed]),
-        cell('code', '#| slow\nassert double(2) == 5'))
+        cell('code', '#| slow\nassert double(2) == 5'),
+        cell('code', '#| slow\ndouble(3)', [output('text/plain', '6')]))
     write_notebook(
         root/'nbs'/'index.ipynb', cell('markdown', '# Toy\n\nSee [angles](00a_angles.ipynb).'),
         cell('code', '#| hide\n1 + 1'),
@@ -55,6 +58,18 @@ def make_project(root: Path, settings: Path) -> None:
     repo_checks.run_python('from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', root)
     import readme
     readme.write_readme(root)
+    (root/RESULT).parent.mkdir(parents=True)
+    (root/RESULT).write_text('error\n1.0\n')
+    for name in (NOTEBOOK, 'nbs/index.ipynb'):
+        note_as_run(root, name)
+
+
+def note_as_run(root: Path, name: str) -> None:
+    "Note that a notebook of the toy project was run, and read a result file"
+    import nbformat
+    import run_notebook
+    cells = nbformat.read(root/name, as_version=4).cells
+    as_run.write_record(root, run_notebook.entry_of(cells, name, root, [str(root/RESULT)], False, {'slow'}))
 
 
 # ---- what breaks it ----
@@ -108,8 +123,13 @@ CASES = [                           # the check, what its fault must name, the b
     ('export', 'detector.py', add(DETECTOR, 'x = 1\n')),
     ('clean', '00a_angles', edit(NOTEBOOK, '"execution_count": null', '"execution_count": 7')),
     ('clean', '00a_angles', edit(NOTEBOOK, '{', '{,')),
-    ('as-run', '00a_angles', add_cell('print(1)')),
-    ('as-run', '00a_angles', add_cell('1 / 0', ERROR)),
+    ('as-run', 'shows something', add_cell('print(1)')),
+    ('as-run', 'ended in an error', add_cell('1 / 0', ERROR)),
+    ('as-run', 'code has changed', edit(NOTEBOOK, 'print(double(1))', 'print(double(2))')),
+    ('as-run', 'code has changed', edit(NOTEBOOK, 'return 2*x', 'return x + x')),
+    ('as-run', '--flags slow', edit(NOTEBOOK, 'double(3)', 'double(4)')),
+    ('as-run', RESULT, edit(RESULT, '1.0', '0.9')),
+    ('as-run', 'never saved', remove(as_run.RECORD)),
     ('size', '00a_angles', add_cell('x', output('text/plain', 'x' * repo_checks.MAX_NOTEBOOK_BYTES))),
     ('size', '00a_angles', add_cell('x', *[output('image/png', PICTURE)] * (repo_checks.MAX_FIGURES + 1))),
     ('readme', 'README.md', edit('README.md', 'Toy', 'Boy')),
