@@ -1,20 +1,23 @@
 """Which ideas make the network more accurate? Paired training runs, one idea at a time.
 
-    python bench/quality.py data                                   simulate and pack the events
+    python bench/quality.py data                                   simulate and pack the events of both worlds
     python bench/quality.py run --arms deep no-muon --events 16000 --seeds 0 1 2
     python bench/quality.py table --events 16000 --reference deep  differences with errors; --slices for more
     python bench/quality.py after --run FOLDER --events 40000      fine-tune a trained run; average over turns
     python bench/quality.py minutes --run FOLDER --data FOLDER --minutes 20   one long run beside the line fit
 
-A run is one arm (settings that differ from a preset), one budget of events, one seed. Runs of the same seed
-see the same events, in the same order where the batches agree, so their errors on the same test events can be
-subtracted. Each run appends one line to bench/results/quality.jsonl when it ends; a run that is in the file
-is not made again. The learning rate falls to its end within each budget.
+A run is one arm (settings that differ from a preset), one budget of events, one seed, and the simulated world
+it learns from (`--worlds`). It is tested on both worlds: on its own, which is the native result, and on the
+other, which is the crossed one. Runs of the same seed see the same events, in the same order where the batches
+agree, so their errors on the same test events can be subtracted. Each run appends one line to
+bench/results/quality.jsonl when it ends; a run that is in the file is not made again, unless the simulator has
+another version since. The learning rate falls to its end within each budget. Run the reference arm first: a
+line holds the difference to it, with the error that comes from the sample of test events.
 
 A small try that takes a minute and leaves the results alone:
 
     python bench/quality.py run --files 3 --file-events 200 --test-events 200 --events 400 --seeds 0 \
-        --arms deep --results /dev/null
+        --arms deep no-rotary --results /dev/null
 """
 import argparse
 import copy
@@ -23,7 +26,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,8 @@ from icecube_nb.data.batching import EventFile, inference_batches
 from icecube_nb.data.epochs import TrainingEvents
 from icecube_nb.data.packed import PackedBatch, load_packed
 from icecube_nb.data.prepare import Prepared, prepare
-from icecube_nb.data.pulses import code_tables, turn_features
+from icecube_nb.data.pulses import (FEATURE_SETS, PUBLISHED, FeatureSet, Tokens, centre_of, code_tables, feature,
+                                    turn_features)
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
 from icecube_nb.inference.predict import answer_batch_file, load_predictor
@@ -44,8 +48,10 @@ from icecube_nb.inference.summaries import method_errors
 from icecube_nb.network.heads import decode_heads, loss_of_heads
 from icecube_nb.network.model import load_weights
 from icecube_nb.physics.angles import angles_from_direction, angular_error, direction_from_angles
-from icecube_nb.physics.detector import DETECTORS, read_geometry, sensor_features
-from icecube_nb.physics.simulate import write_dataset
+from icecube_nb.physics.detector import (CENTRED_POSITION_UNIT_M, CENTRED_TIME_UNIT_NS, DETECTORS,
+                                         POSITION_UNIT_M, TIME_UNIT_NS, read_geometry, sensor_features)
+from icecube_nb.physics.simulate import VERSION, write_dataset
+from icecube_nb.physics.simulation_config import WORLDS
 from icecube_nb.training.checkpoints import load_checkpoint, sensors_of_run
 from icecube_nb.training.loop import train
 from icecube_nb.training.state import State, make_optimiser, new_state
@@ -61,9 +67,31 @@ class DataSize:
     file_events: int = 4000
     test_events: int = 5000
     seed: int = 7           # the default data set has another seed
+    world: str = 'standard'
 
 
-# an arm is a preset and what differs from it
+# ---- features that serve as controls: `centred` changes both the origin of a token's place and its units ----
+
+@feature('rescaled_time', 'rescaled_x', 'rescaled_y', 'rescaled_z')
+def rescaled(tokens: Tokens) -> torch.Tensor:
+    "Time and place in the units of `centred`, from one origin for all events: 1.2 us and the detector's centre."
+    time = torch.asinh((tokens.time_ns[:, None] - 1200)/CENTRED_TIME_UNIT_NS)
+    return torch.cat([time, tokens.sensor_features[:, :3]*(POSITION_UNIT_M/CENTRED_POSITION_UNIT_M)], 1)
+
+
+@feature('shifted_time', 'shifted_x', 'shifted_y', 'shifted_z')
+def shifted(tokens: Tokens) -> torch.Tensor:
+    "Time and place from the event's centre, in the published units."
+    place = torch.cat([tokens.time_ns[:, None]/TIME_UNIT_NS, tokens.sensor_features[:, :3]], 1)
+    return (place - centre_of(place, tokens).index_select(0, tokens.event)).float()
+
+
+FEATURE_SETS['rescaled'] = FeatureSet(PUBLISHED + ('rescaled_time', 'rescaled_x', 'rescaled_y', 'rescaled_z'))
+FEATURE_SETS['shifted'] = FeatureSet(PUBLISHED + ('shifted_time', 'shifted_x', 'shifted_y', 'shifted_z'))
+
+# ---- arms: a preset and what differs from it ----
+
+FASTER = {'train.max_lr': 1e-3, 'train.batch_events': 64}       # than the published 2e-4 and 384
 ARMS = {
     'published': ('small', {}),
     'deep': ('deep', {}),
@@ -85,12 +113,14 @@ ARMS = {
     # with one more
     'summary': ('deep', {'model.event_summary': True}),
 }
-# arms that are defined but were not run yet; the first two separate what `published` lacks
+# arms that `run` leaves out unless they are named
 WITHOUT_RESULTS = {
-    'published + centring': ('small', {'model.features': 'centred', 'train.max_lr': 1e-3,
-                                       'train.batch_events': 64}),
-    'published, batch 64, lr 1e-3': ('small', {'train.max_lr': 1e-3, 'train.batch_events': 64}),
+    'published, batch 64, lr 1e-3': ('small', FASTER),
+    'published, rescaled': ('small', FASTER | {'model.features': 'rescaled'}),
+    'published, shifted': ('small', FASTER | {'model.features': 'shifted'}),
+    'published, centred': ('small', FASTER | {'model.features': 'centred'}),
     'no-muon, lr 1e-3': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 1e-3}),
+    'no-muon, lr 2.5e-4': ('deep', {'train.optimiser': 'adamw', 'train.max_lr': 2.5e-4}),
     'neck 256': ('deep', {'model.neck': 256}),
     'first 8 pulses': ('deep', {'model.features': 'sensor_pulses'}),
     'first 16 pulses': ('deep', {'model.features': 'sensor_pulses:pulses=16'}),
@@ -98,18 +128,17 @@ WITHOUT_RESULTS = {
     '24 auxiliary tokens': ('deep', {'model.features': 'nearby:auxiliary=24'}),
     '64 auxiliary tokens': ('deep', {'model.features': 'nearby:auxiliary=64'}),
 }
-# Arms in the file of results whose code is gone: `muon in the necks` (Muon for these matrices as well), those
-# named `earlier`, `line frame` and `waves`, and all that were named after `muon 0.01`, once the default
 
 
 def data_folder(size: DataSize) -> Path:
     "Where the events of this benchmark lie."
-    return cache_folder()/f'quality-{size.files}x{size.file_events}-seed{size.seed}'
+    return cache_folder()/f'quality-v{VERSION}-{size.world}-{size.files}x{size.file_events}-seed{size.seed}'
 
 
 def make_data(size: DataSize) -> Prepared:
     "Simulate and pack the events, as far as that is not done yet."
-    folder = write_dataset(data_folder(size), size.files, size.file_events, size.seed, size.test_events)
+    folder = write_dataset(data_folder(size), size.files, size.file_events, size.seed, size.test_events,
+                           world=size.world)
     return prepare(folder, workers=1)
 
 
@@ -169,22 +198,46 @@ def summarise(errors: dict[str, np.ndarray], packed: PackedBatch) -> dict:
     return row | {'test_events': int(np.isfinite(bins).sum())}
 
 
-def run_arm(arm: str, events: int, seed: int, size: DataSize, prepared: Prepared, scratch: Path) -> dict:
-    "Train and test one arm; one row of results."
+def test_file(prepared: Prepared) -> PackedBatch:
+    "The packed test events of a data set."
+    return load_packed(next(iter(prepared.test.values())))
+
+
+def errors_file(scratch: Path, arm: str, events: int, seed: int, trained: str, tested: str) -> Path:
+    "Where the error of each test event of a run lies, so that two arms can be compared event by event."
+    return scratch/f'{arm}-{events}-{seed}-{trained}'.replace(' ', '_')/f'errors_{tested}.npz'
+
+
+def run_arm(arm: str, events: int, seed: int, size: DataSize, prepared: Mapping[str, Prepared],
+            reference: str, scratch: Path) -> dict:
+    "Train one arm on the world of `size` and test it on all worlds; one row of results."
     if events % size.file_events:
         raise ValueError(f'--events {events} must be a multiple of {size.file_events}')
-    folder = scratch/f'{arm}-{events}-{seed}'.replace(' ', '_')
+    own = prepared[size.world]
+    folder = errors_file(scratch, arm, events, seed, size.world, size.world).parent
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.process_time()
-    state = train(prepared, folder, arm_config(arm, events, seed, size), device='cpu')
+    state = train(own, folder, arm_config(arm, events, seed, size), device='cpu')
     seconds = time.process_time() - begin
-    sensors = sensor_features(read_geometry(prepared.geometry_path))
-    packed = load_packed(next(iter(prepared.test.values())))
-    errors = errors_of(answers(state, packed, sensors), packed)
-    np.savez_compressed(folder/'errors.npz', **errors)
+    sensors, tests = sensor_features(read_geometry(own.geometry_path)), {}
+    for world, data in prepared.items():
+        packed = test_file(data)
+        errors = errors_of(answers(state, packed, sensors), packed)
+        np.savez_compressed(errors_file(scratch, arm, events, seed, size.world, world), **errors)
+        tests[world] = summarise(errors, packed)
+        base = errors_file(scratch, reference, events, seed, size.world, world)
+        if base.exists() and arm != reference:
+            tests[world]['difference'] = difference_to(errors['bins'], base, reference)
     shutil.rmtree(folder/'checkpoints', ignore_errors=True)
-    return {'arm': arm, 'events': state.events, 'seed': seed, 'cpu_seconds': round(seconds, 1),
-            'threads': torch.get_num_threads()} | summarise(errors, packed)
+    return {'arm': arm, 'events': state.events, 'seed': seed, 'world': size.world, 'simulator': VERSION,
+            'cpu_seconds': round(seconds, 1), 'threads': torch.get_num_threads(), 'tests': tests}
+
+
+def difference_to(error: np.ndarray, base: Path, reference: str) -> dict:
+    "Mean difference to another arm's errors on the same test events, and its standard error."
+    with np.load(base) as file:
+        less = paired_difference(error, file['bins'])
+    return {'reference': reference, 'mean': float(less.mean), 'error': float(less.error)}
 
 
 # ---- after training (no results are kept in the repository) ----
@@ -225,7 +278,7 @@ def load_run(folder: Path) -> State:
 def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
     "What fine-tuning on the metric and averaging over turns change on a trained run: rows of results."
     state, sensors = load_run(folder), sensor_features(read_geometry(prepared.geometry_path))
-    packed = load_packed(next(iter(prepared.test.values())))
+    packed = test_file(prepared)
     states = {'as trained': state}
     for name, losses in (('further, usual losses', None),
                          ('further, metric', {'angle_loss': 1.0, 'vector_loss': 0.05})):
@@ -248,7 +301,7 @@ def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) ->
     prepared = prepare(data)
     config = override(preset('deep'), {'train.muon_lr_factor': muon_lr_factor})
     state = train(prepared, run, config, minutes, 'cpu', Progress('training'))
-    packed = load_packed(next(iter(prepared.test.values())))
+    packed = test_file(prepared)
     columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
     truth = pd.read_parquet(data/'test_truth.parquet')
     errors = method_errors(packed, columns, truth, prepared)
@@ -266,9 +319,14 @@ def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) ->
 
 # ---- results ----
 
-def read_results(path: Path = RESULTS) -> pd.DataFrame:
-    "All runs so far."
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_results(path: Path = RESULTS, all_versions: bool = False) -> pd.DataFrame:
+    "All runs on events of the present simulator; one row for each run and each world it was tested on."
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = []
+    for line in lines:
+        if line['simulator'] == VERSION or all_versions:
+            tests = line.pop('tests')
+            rows += [line | {'tested': world} | result for world, result in tests.items()]
     return pd.DataFrame(rows)
 
 
@@ -277,34 +335,63 @@ def append(path: Path, row: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a') as file:
         file.write(json.dumps(row) + '\n')
-    print(json.dumps({k: v for k, v in row.items() if k != 'slices'}), flush=True)
+    means = {world: round(test['bins'], 4) for world, test in row['tests'].items()} if 'tests' in row else {}
+    print(json.dumps({k: v for k, v in row.items() if k != 'tests'} | means), flush=True)
+
+
+def differences(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Each arm's mean error and its difference to `reference`, by world of training and world of test.
+
+    Two things make a difference uncertain. The scatter between seeds is pooled over all arms of one pair of
+    worlds, because three seeds alone tell little about their own scatter. The sample of test events is the
+    same for all seeds, so its error does not fall with more of them. Both are added in quadrature.
+    """
+    out = []
+    for (world, tested), pair in rows.groupby(['world', 'tested'], sort=False):
+        base = pair[pair.arm == reference].set_index('seed').bins
+        paired = pair[pair.seed.isin(base.index)].copy()
+        paired['less'] = paired.bins - base.loc[paired.seed].to_numpy()
+        seeds_error = pooled_scatter(paired[paired.arm != reference])
+        for arm, group in paired.groupby('arm', sort=False):
+            row = {'method': arm, 'world': world, 'tested': tested, 'runs': len(group),
+                   'mean error': group.bins.mean(), 'difference': group.less.mean(),
+                   'events/s': (group.events/group.cpu_seconds).mean()}
+            if arm != reference:
+                sample = np.mean([d['error']**2 for d in group.difference])
+                row['difference_error'] = math.sqrt(seeds_error**2/len(group) + sample)
+            out.append(row)
+    return pd.DataFrame(out)
+
+
+def pooled_scatter(paired: pd.DataFrame) -> float:
+    "Standard deviation of `less` between the seeds of an arm, from all arms together."
+    squares = (paired.less - paired.groupby('arm').less.transform('mean')).pow(2).sum()
+    degrees_of_freedom = len(paired) - paired.arm.nunique()
+    return math.sqrt(squares/degrees_of_freedom) if degrees_of_freedom > 0 else math.nan
 
 
 def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Mean error of each arm, and its difference to `reference` over the seeds both have.
+    "One line an arm: the mean error on each pair of worlds, as text, and the differences to `reference`."
+    found = differences(rows, reference)
+    out = {}
+    for _, row in found.iterrows():
+        line = out.setdefault(row.method, {'method': row.method, 'runs': 0})
+        line['runs'] += row.runs if row.world == row.tested else 0
+        text = f'{row["mean error"]:.3f}'
+        if row.method != reference:
+            text = f'{row.difference:+.3f} ± {row.difference_error:.3f}'
+        line[column_name(row.world, row.tested)] = text
+    return pd.DataFrame(out.values())
 
-    The error of a difference comes from the scatter of all paired differences of this budget around their
-    arm's mean, pooled over the arms, because three seeds alone tell little about their own scatter.
-    """
-    base = rows[rows.arm == reference].set_index('seed').bins
-    paired = rows[rows.seed.isin(base.index)].copy()
-    paired['less'] = paired.bins - base.loc[paired.seed].to_numpy()
-    others = paired[paired.arm != reference]
-    scatter = (others.less - others.groupby('arm').less.transform('mean')).pow(2).sum()
-    degrees_of_freedom = len(others) - others.arm.nunique()
-    pooled = math.sqrt(scatter/degrees_of_freedom) if degrees_of_freedom else math.nan
-    out = []
-    for arm, group in paired.groupby('arm', sort=False):
-        out.append({'method': arm, 'runs': str(len(group)), 'mean error': group.bins.mean(),
-                    'difference': group.less.mean(),
-                    'difference_error': math.nan if arm == reference else pooled/math.sqrt(len(group)),
-                    'vector head': group.vector.mean() if 'vector' in group else math.nan,
-                    'events/s': f'{(group.events/group.cpu_seconds).mean():.0f}'})
-    return pd.DataFrame(out).sort_values('difference')
+
+def column_name(world: str, tested: str) -> str:
+    "Of a pair of worlds, in tables."
+    return f'{world}, native' if world == tested else f'{world} to {tested}'
 
 
 def by_slice(rows: pd.DataFrame) -> pd.DataFrame:
-    "Mean error of each arm by slice of pulse count and by topology, over its seeds."
+    "Mean error of each arm by slice of pulse count and by topology, over its seeds, in its own world."
+    rows = rows[rows.world == rows.tested]
     parts = [pd.DataFrame(group.slices.tolist()).mean().rename(arm)
              for arm, group in rows.groupby('arm', sort=False)]
     return pd.concat(parts, axis=1).T.rename_axis('method').reset_index()
@@ -323,7 +410,8 @@ def read_arguments() -> argparse.Namespace:
         '; without results so far: ' + ', '.join(WITHOUT_RESULTS))
     add('--events', type=int, default=16000, help='of a run, a multiple of --file-events')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--reference', default='deep')
+    add('--reference', default='deep', help='arm that the others are compared with; run it first')
+    add('--worlds', nargs='+', default=list(WORLDS), choices=list(WORLDS), help='that the runs learn from')
     add('--threads', type=int, default=1)
     add('--slices', action='store_true', help='table by slice and topology too')
     add('--run', type=Path, help='folder of a run, for `after` and `minutes`')
@@ -352,14 +440,16 @@ def show_tables(a: argparse.Namespace) -> None:
         print(to_markdown(by_slice(rows)))
 
 
-def run_arms(a: argparse.Namespace, size: DataSize, prepared: Prepared) -> None:
+def run_arms(a: argparse.Namespace, size: DataSize, prepared: Mapping[str, Prepared]) -> None:
     "Train and test all arms that have no row of results yet."
     done = read_results(a.results)
-    done = set() if done.empty else set(zip(done.arm, done.events, done.seed))
+    done = set() if done.empty else set(zip(done.arm, done.events, done.seed, done.world))
     for seed in a.seeds:
-        for arm in a.arms or ARMS:
-            if (arm, a.events, seed) not in done:
-                append(a.results, run_arm(arm, a.events, seed, size, prepared, a.scratch))
+        for world in a.worlds:
+            for arm in a.arms or ARMS:
+                if (arm, a.events, seed, world) not in done:
+                    own = replace(size, world=world)
+                    append(a.results, run_arm(arm, a.events, seed, own, prepared, a.reference, a.scratch))
 
 
 def main() -> None:
@@ -373,11 +463,11 @@ def main() -> None:
         return
     torch.set_num_threads(a.threads)
     size = DataSize(a.files, a.file_events, a.test_events)
-    prepared = make_data(size)
+    prepared = {world: make_data(replace(size, world=world)) for world in WORLDS}
     if a.what == 'run':
         run_arms(a, size, prepared)
     if a.what == 'after':
-        for row in after(a.run, prepared, a.events):
+        for row in after(a.run, prepared['standard'], a.events):
             append(RESULTS.with_name('after.jsonl'), row)
 
 
