@@ -339,26 +339,33 @@ def append(path: Path, row: dict) -> None:
     print(json.dumps({k: v for k, v in row.items() if k != 'tests'} | means), flush=True)
 
 
+FAR = 0.1       # rad
+
+
 def differences(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Each arm's mean error and its difference to `reference`, by world of training and world of test.
 
-    Two things make a difference uncertain. The scatter between seeds is pooled over all arms of one pair of
-    worlds, because three seeds alone tell little about their own scatter. The sample of test events is the
-    same for all seeds, so its error does not fall with more of them. Both are added in quadrature.
+    Two things make a difference uncertain. The scatter between seeds is pooled over the arms of one pair of
+    worlds that are near the reference, because three seeds alone tell little about their own scatter; an arm
+    that is more than `FAR` away has its own. The sample of test events is the same for all seeds, so its
+    error does not fall with more of them. Both are added in quadrature.
     """
     out = []
     for (world, tested), pair in rows.groupby(['world', 'tested'], sort=False):
         base = pair[pair.arm == reference].set_index('seed').bins
         paired = pair[pair.seed.isin(base.index)].copy()
         paired['less'] = paired.bins - base.loc[paired.seed].to_numpy()
-        seeds_error = pooled_scatter(paired[paired.arm != reference])
+        far = paired.groupby('arm').less.transform('mean').abs() > FAR
+        near_scatter = pooled_scatter(paired[(paired.arm != reference) & ~far])
         for arm, group in paired.groupby('arm', sort=False):
             row = {'method': arm, 'world': world, 'tested': tested, 'runs': len(group),
                    'mean error': group.bins.mean(), 'difference': group.less.mean(),
                    'events/s': (group.events/group.cpu_seconds).mean()}
             if arm != reference:
                 sample = np.mean([d['error']**2 for d in group.difference])
-                row['difference_error'] = math.sqrt(seeds_error**2/len(group) + sample)
+                own = abs(group.less.mean()) > FAR
+                scatter = pooled_scatter(group) if own else near_scatter
+                row['difference_error'] = math.sqrt(scatter**2/len(group) + sample)
             out.append(row)
     return pd.DataFrame(out)
 
@@ -371,17 +378,19 @@ def pooled_scatter(paired: pd.DataFrame) -> float:
 
 
 def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
-    "One line an arm: the mean error on each pair of worlds, as text, and the differences to `reference`."
+    "One line an arm: its difference to `reference` on each pair of worlds; the mean error of `reference`."
     found = differences(rows, reference)
     out = {}
     for _, row in found.iterrows():
         line = out.setdefault(row.method, {'method': row.method, 'runs': 0})
-        line['runs'] += row.runs if row.world == row.tested else 0
+        line['runs'] = max(line['runs'], row.runs)
         text = f'{row["mean error"]:.3f}'
         if row.method != reference:
             text = f'{row.difference:+.3f} ± {row.difference_error:.3f}'
         line[column_name(row.world, row.tested)] = text
-    return pd.DataFrame(out.values())
+    pairs = [column_name(world, tested) for world in WORLDS for tested in WORLDS]
+    shown = pd.DataFrame(out.values()).astype({'runs': str}).fillna('-')
+    return shown[['method', 'runs', *(pair for pair in pairs if pair in shown)]]
 
 
 def column_name(world: str, tested: str) -> str:
