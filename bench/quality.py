@@ -127,6 +127,9 @@ WITHOUT_RESULTS = {
     'first 8 pulses, all auxiliary tokens': ('deep', {'model.features': 'sensor_pulses:auxiliary=all'}),
     '24 auxiliary tokens': ('deep', {'model.features': 'nearby:auxiliary=24'}),
     '64 auxiliary tokens': ('deep', {'model.features': 'nearby:auxiliary=64'}),
+    'zero projections': ('deep', {'model.zero_projections': True}),
+    'input in every block': ('deep', {'model.mix_input': True}),
+    'squared relu': ('deep', {'model.activation': 'squared_relu'}),
 }
 
 

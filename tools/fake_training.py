@@ -1,6 +1,6 @@
 """Training steps, validation and dumps of each preset and precision on a card that computes nothing.
 
-    python tools/fake_training.py [--with-item] [PRESET ...]
+    python tools/fake_training.py [--with-item] [--set SETTING=VALUE ...] [PRESET ...]
 
 Writes a JSON list: for each preset and precision the operations of a step, and what made the host wait for
 the card. `--with-item` reads a number from the card in each step, as a step must not; the count has to see
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('presets', nargs='*', default=list(PRESETS))
     parser.add_argument('--with-item', action='store_true')
+    parser.add_argument('--set', action='append', default=[], dest='settings', help='a setting, such as model.layers=3')
     options, found = parser.parse_args(), []
     cards = (((8, 0), 'NVIDIA A100', ('fp16', 'bf16', 'fp32')), ((7, 5), 'Tesla T4', ('fp16', 'fp32')))
     with ExitStack() as stack:
@@ -115,6 +116,7 @@ def main() -> None:
                 for precision in precisions:
                     with fake_cuda.fake_card(capability, card):
                         over = {} if name == 'deep' else {'train.average_decay': 0.99, 'train.clip_norm': 1.0}
+                        over |= dict(setting.split('=', 1) for setting in options.settings)
                         found.append({'card': card} | record(name, precision, over))
     print(json.dumps(found, indent=1))
 

@@ -30,10 +30,12 @@ class ModelConfig:
     zenith_bins: int = 128         # classes of the zenith head between the poles
     zenith_mirror: int = 7         # extra classes mirrored beyond either pole
     outputs: tuple[str, ...] = ('classes', 'vector') # heads that answer, names of `network.heads.HEADS`
-    activation: str = 'gelu_tanh'  # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU
+    activation: str = 'gelu_tanh'  # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU; `squared_relu`
     rotary: bool = False           # attention turns queries and keys by each pulse's time and place
     qk_norm: bool = False          # attention brings queries and keys to one length first
     event_summary: bool = False    # add the event's line fit, centre and extent to the pooled vector
+    zero_projections: bool = False # what a block adds starts at zero: last matrices of attention and of its MLP
+    mix_input: bool = False        # a block begins with a*x + b*input, and learns the two numbers
 
 # %% ../../nbs/appendix/config.ipynb #51da7a20
 @dataclass(frozen=True)

@@ -30,9 +30,11 @@ from .model import Block, Model, event_summary, feature_columns, rotary_angles, 
 
 # %% ../../nbs/appendix/engines.ipynb #c4447594
 def block_of_equals(block: Block, x: Tensor, # (b, n, D)
-                    angles: tuple[Tensor, ...]|None # cosine and sine (b, n, 1, D/2H)
+                    angles: tuple[Tensor, ...]|None, # cosine and sine (b, n, 1, D/2H)
+                    first: Tensor # (b, n, D) what came from the input layer
     ) -> Tensor: # (b, n, D)
     "What `Block.forward` does to events of one length."
+    x = block.begin(x, first)
     q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)).unbind(2)   # (b, n, H, D/H) each
     if block.q_norm is not None:
         q, k = block.q_norm(q), block.k_norm(k)
@@ -61,10 +63,10 @@ class EqualLength(nn.Module):
                 cosine: Tensor|None = None, sine: Tensor|None = None # (b, n, 1, D/2H) of `rotary_angles`
         ) -> tuple[Tensor, ...]: # the answers of the model, in the order of their names
         m, b, n = self.model, x.shape[0], x.shape[1]
-        h = m.input(x)                                                                  # (b, n, D)
+        h = first = m.input(x)                                                          # (b, n, D)
         angles = (cosine, sine) if m.rotary_size else None
         for block in m.blocks:
-            h = block_of_equals(block, h, angles)
+            h = block_of_equals(block, h, angles, first)
         offsets = torch.arange(b + 1)*n
         equals = getattr(m.pool, 'pool_equals', None)       # a pooling may have a simpler form for one length
         pooled = equals(h) if equals else m.pool(h.flatten(0, 1), offsets)              # (b, D)
