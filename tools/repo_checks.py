@@ -26,6 +26,7 @@ LAYERS = [
     ['inference.robustness', 'inference.ensemble_predict'],
     ['inference.ensemble_folder'],
     ['inference.ensemble', 'inference.stack'],
+    ['inference.posterior'],
     ['inference.uncertainty', 'inference.predict'],
     ['inference.submission', 'inference.summaries', 'inference.cards'],
     ['inference.answers', 'inference.boosters'],

@@ -11,13 +11,15 @@ __all__ = ['STACK', 'TEMPERATURES', 'answers_in', 'is_map', 'CandidateTable', 'n
 # %% ../../nbs/05b_ensemble.ipynb #dcdd5d70
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .answers import fold_of
-from .uncertainty import (Calibration, PosteriorWeights, expected_angles, log_softmax,
-                                              pooled_log_density, spherical_median, vmf_kappa)
+from .boosters import Forest, forest_answers, read_forest
+from .posterior import SkyGrid, grid_answers
+from .uncertainty import Calibration, PosteriorWeights, log_softmax, vmf_kappa
 from ..network.heads import HEADS
 from ..physics.angles import angle_between, angles_from_direction, direction_from_angles
 
@@ -81,10 +83,11 @@ def confidence_features(columns: dict[str, np.ndarray], tag: str # columns of on
 
 # %% ../../nbs/05b_ensemble.ipynb #f0a80001
 def candidate_table(members: list[dict[str, np.ndarray]], # columns of each network's dump of the same events
-                    weights: PosteriorWeights|None = None # of the posterior
+                    weights: PosteriorWeights|None = None, # of the posterior
+                    device: str = 'cpu' # computes the posterior
     ) -> CandidateTable:
     "Candidates and features of the events of one file."
-    median, expected = posterior_answers(members, weights) if weights else (None, {})
+    median, expected = posterior_answers(members, weights, device) if weights else (None, {})
     names, vectors = candidates_of(members, median)
     C = names.index('line fit') + 1                             # those before are answers, the rest turned
     features = {f'log {n}': np.log(np.maximum(members[0][n], 1e-3))
@@ -120,19 +123,16 @@ def heads_and_vectors(members: list[dict[str, np.ndarray]], rows=slice(None)
 
 # %% ../../nbs/05b_ensemble.ipynb #f0a80002
 def posterior_answers(members: list[dict[str, np.ndarray]], weights: PosteriorWeights,
-                      chunk: int = 1000 # events at a time
+                      device: str = 'cpu', chunk: int = 4096 # events at a time
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]: # median (B, 3); expected angles and entropy, each (B,)
     "The median of each event's posterior, and what the posterior expects of each candidate."
-    skies, medians, parts = weights.skies(), [], []
+    grid, medians, parts = SkyGrid(weights, device), [], []
     names, candidates = candidates_of(members)
     for start in range(0, len(candidates), chunk):
         rows = slice(start, start + chunk)
-        log_p = pooled_log_density(weights, skies, *heads_and_vectors(members, rows))       # (b, P)
-        angles = expected_angles(log_p, candidates[rows], skies[0].points)                  # (b, C)
-        best = candidates[rows][np.arange(len(angles)), angles.argmin(1)]
-        medians.append(spherical_median(log_p, best, skies[0].points))
-        own = expected_angles(log_p, medians[-1][:, None], skies[0].points)
-        parts.append(np.concatenate([angles, own, -(np.exp(log_p)*log_p).sum(-1, keepdims=True)], 1))
+        median, found = grid_answers(grid, *heads_and_vectors(members, rows), candidates[rows])
+        medians.append(median)
+        parts.append(found)
     labels = [f'expected {name}' for name in (*names, 'posterior')] + ['posterior entropy']
     return np.concatenate(medians), dict(zip(labels, np.concatenate(parts).T))
 
@@ -173,7 +173,7 @@ class EnsembleConfig:
 
 def fit_booster(features: np.ndarray, target: np.ndarray, # (B, F), (B,)
                 config: EnsembleConfig
-    ): # a lightgbm.Booster
+    ) -> Forest:
     "A booster for the mean of `target`."
     import lightgbm
     settings = {'objective': 'regression', 'num_leaves': config.leaves, 'learning_rate': config.learning_rate,
@@ -181,7 +181,8 @@ def fit_booster(features: np.ndarray, target: np.ndarray, # (B, F), (B,)
                 'feature_fraction': config.features_share, 'bagging_fraction': 0.8, 'bagging_freq': 1,
                 'seed': config.seed, 'num_threads': config.threads, 'deterministic': True,
                 'force_row_wise': True}
-    return lightgbm.train(settings, lightgbm.Dataset(features, target), config.rounds)
+    trained = lightgbm.train(settings, lightgbm.Dataset(features, target), config.rounds)
+    return read_forest(trained.model_to_string(), Path('a new booster'))
 
 # %% ../../nbs/05b_ensemble.ipynb #2eaf1789
 def combine(candidates: np.ndarray, # (B, C, 3)
@@ -201,34 +202,35 @@ class Ensemble:
     config: EnsembleConfig
     names: tuple[str, ...]         # of the candidates
     feature_names: tuple[str, ...]
-    boosters: list[list]           # [fold][candidate]: error of the mean, then differences of the others
-    error_boosters: list           # [fold]: error of the final answer
+    boosters: list[list[Forest]]   # [fold][candidate]: error of the mean, then differences of the others
+    error_boosters: list[Forest]   # [fold]: error of the final answer
     temperature: float
     calibration: Calibration|None
     event_id: np.ndarray           # (E,) int64, ascending: the events that the boosters learned from
     posterior: PosteriorWeights|None = None
 
-def predict_unseen(boosters: list, features: np.ndarray, # one booster for each fold; (B, F)
-                   event_id: np.ndarray, learned: np.ndarray, # (B,), (E,) ids they learned from, ascending
+def predict_unseen(boosters: list[list[Forest]], # of each fold, G of them; they see the same features
+                   features: np.ndarray, event_id: np.ndarray, # (B, F), (B,)
+                   learned: np.ndarray, # (E,) ids they learned from, ascending
                    config: EnsembleConfig
-    ) -> np.ndarray: # (B,)
-    "By the booster that did not see the event; by the mean of all for an event that none saw."
+    ) -> np.ndarray: # (B, G)
+    "By the boosters that did not see the event; by the mean of all for an event that none saw."
     place = np.minimum(np.searchsorted(learned, event_id), max(len(learned) - 1, 0))
     known = learned[place] == event_id if len(learned) else np.zeros(len(event_id), bool)
-    fold, out = np.where(known, fold_of(event_id, config.folds, config.seed), -1), np.zeros(len(event_id))
-    for k, booster in enumerate(boosters):
+    fold = np.where(known, fold_of(event_id, config.folds, config.seed), -1)
+    out = np.zeros((len(event_id), len(boosters[0])))
+    for k, forests in enumerate(boosters):
         rows = np.flatnonzero((fold == k) | (fold == -1))
         if len(rows):
-            out[rows] += booster.predict(features[rows])/np.where(fold[rows] == -1, len(boosters), 1)
-    return out
+            out[rows] += forest_answers(forests, features[rows])
+    return out/np.where(fold == -1, len(boosters), 1)[:, None]
 
 # %% ../../nbs/05b_ensemble.ipynb #47f484eb
 def predicted_differences(ensemble: Ensemble, table: CandidateTable, event_id: np.ndarray # (B,)
     ) -> tuple[np.ndarray, np.ndarray]: # (B,) error of the mean, (B, C) difference of each candidate [rad]
     "The errors of the candidates, as the boosters predict them."
-    each = [predict_unseen([fold[c] for fold in ensemble.boosters], table.features, event_id,
-                           ensemble.event_id, ensemble.config) for c in range(len(table.names))]
-    return each[0], np.stack([np.zeros(len(event_id)), *each[1:]], 1)
+    each = predict_unseen(ensemble.boosters, table.features, event_id, ensemble.event_id, ensemble.config)
+    return each[:, 0], np.concatenate([np.zeros((len(event_id), 1)), each[:, 1:]], 1)
 
 def error_features(table: CandidateTable, mean_error: np.ndarray, difference: np.ndarray, # (B,), (B, C)
                    answer: np.ndarray # (B, 3)
@@ -278,9 +280,9 @@ def answers_and_errors(ensemble: Ensemble, table: CandidateTable, event_id: np.n
     mean_error, difference = predicted_differences(ensemble, table, event_id)
     answer = combine(table.candidates, difference, ensemble.temperature)
     features = error_features(table, mean_error, difference, answer)
-    predicted_error = predict_unseen(ensemble.error_boosters, features, event_id, ensemble.event_id,
-                                     ensemble.config)
-    return answer, predicted_error, difference
+    boosters = [[forest] for forest in ensemble.error_boosters]
+    predicted_error = predict_unseen(boosters, features, event_id, ensemble.event_id, ensemble.config)
+    return answer, predicted_error[:, 0], difference
 
 def ensemble_answers(ensemble: Ensemble, table: CandidateTable, event_id: np.ndarray, # (B,)
                      pulses: np.ndarray # (B,)

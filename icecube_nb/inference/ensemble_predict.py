@@ -134,7 +134,7 @@ def combine_batch(ready: LoadedEnsemble, folder: Path, # of the dumps
               'kappa': np.zeros(len(in_time))}
     final |= {f'radius_{100*s:.0f}': np.full(len(in_time), np.pi) for s in ready.ensemble.calibration.shares}
     if len(rows):
-        table = candidate_table(members, ready.ensemble.posterior)
+        table = candidate_table(members, ready.ensemble.posterior, ready.device)
         answers = ensemble_answers(ready.ensemble, table, first['event_id'][rows], first['pulses'][rows])
         for name, values in answers.items():
             final[name][rows] = values
