@@ -200,6 +200,7 @@ def tree_sums(forest: Forest, question: np.ndarray, # (T, K) row of `bits` that 
             total += values.take(numbers)
     return total
 
+# %% ../../nbs/appendix/boosters.ipynb #b0057046
 BLOCK = 32_768 # events whose answers to all questions are kept at a time: 4 kB a question
 
 def forest_answers(forests: list[Forest], # G of them, for the same features

@@ -74,6 +74,7 @@ def grid_probabilities(grid: SkyGrid,
     entropy = total.log() - log_p.mul_(p).sum(1, keepdim=True)/total
     return p.div_(total), entropy[:, 0]
 
+# %% ../../nbs/appendix/posterior_grid.ipynb #f0970016
 BY_NUMPY = sys.platform == 'linux' and torch.backends.cpu.get_cpu_capability() == 'AVX512'
 
 def arccos_(cosine: torch.Tensor # is changed
