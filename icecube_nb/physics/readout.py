@@ -20,9 +20,9 @@ from .simulation_config import SimulationConfig, Trigger
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a06
 COINCIDENT_LAUNCH_NS = 6400     # what a launch in local coincidence records (1612.05093)
-LONE_LAUNCH_NS = 2500           # another launch may follow so soon on one that is not (1612.05093: dead time)
+LONE_LAUNCH_NS = 2500           # another launch may follow so soon on one that is not (chosen, see below)
 STAMP_NS = 75                   # what is kept of the latter: three samples of 25 ns (1612.05093)
-FAST_NS, SLOW_STEP_NS = 420, 25 # a launch is sampled finely so long, then in such steps (1612.05093)
+FAST_NS, SLOW_STEP_NS = 420, 25 # a launch is sampled finely so long (1612.05093: 427), then in such steps
 COINCIDENCE_NS = 1000           # between launches of neighbours (1612.05093)
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a08

@@ -25,7 +25,7 @@ class Trigger:
 # %% ../../nbs/appendix/simulation_config.ipynb #a1c05e08
 MULTIPLICITY_8 = Trigger('multiplicity 8', 8, 5000)                               # 1612.05093
 DEEPCORE_3 = Trigger('DeepCore 3', 3, 2500, infill=True)                          # 1612.05093
-VOLUME_4 = Trigger('volume 4', 4, 1000, radius_m=175., height_m=75.)              # 1612.05093
+VOLUME_4 = Trigger('volume 4', 4, 1000, radius_m=175., height_m=75.)              # 1612.05093, see below
 STRING_5 = Trigger('string 5', 5, 1500, radius_m=20., height_m=105.)              # 1612.05093: 5 of 7 sensors
 
 # %% ../../nbs/appendix/simulation_config.ipynb #a1c05e0a
@@ -46,25 +46,25 @@ class SimulationConfig:
     scattering: float = 1.          # factor on the table's scattering length (1301.5361: known to 10 %)
     absorption: float = 1.          # factor on the table's absorption length (the same)
     anisotropy: float = 0.08        # scattering varies by so much with the azimuth (1309.7010: 8 %)
-    anisotropy_azimuth: float = 2.2 # rad; along it light scatters least (1309.7010: 126 degrees)
+    anisotropy_azimuth: float = 2.2 # rad; along it light scatters least (tc-14-2537: 126 degrees)
     hole_ice: float = 0.2           # share of the up-down difference that cloudy hole ice takes away (chosen)
     # photomultiplier
-    jitter_ns: float = 2.           # spread of transit times (1002.2442)
-    prepulse_share: float = 0.003   # light that is seen 30 ns early (1002.2442: some thousandths)
-    late_share: float = 0.035       # light that is seen 15 to 150 ns late (1002.2442: some per cent)
-    afterpulse_share: float = 0.06  # pulses that follow in 0.3 to 11 us (1002.2442: 6 %)
-    saturation_pe_per_ns: float = 93.       # no current is larger (1612.05093)
-    dead_share: float = 0.015       # sensors that see nothing (1612.05093: 98.5 % work)
+    jitter_ns: float = 2.           # spread of transit times (1002.2442: 2.0 ns)
+    prepulse_share: float = 0.003   # light that is seen 30 ns early (IceCube software: 0.003)
+    late_share: float = 0.035       # light that is seen 15 to 150 ns late (IceCube software: 0.035)
+    afterpulse_share: float = 0.06  # pulses that follow in 0.3 to 11 us (1002.2442: 0.06)
+    saturation_pe_per_ns: float = 93.       # no current is larger (1612.05093: 150 mA, gain 1e7)
+    dead_share: float = 0.015       # sensors that see nothing (1612.05093: 1.6 % in 2016)
     # noise
-    noise_hz: float = 300.          # single noise pulses a second and sensor (chosen, see noise_bursts_hz)
-    noise_bursts_hz: float = 100.   # decays in the glass that give a burst (chosen: 600 Hz in all)
-    burst_pulses: float = 3.        # mean number of pulses of a burst (chosen)
-    burst_gap_ns: float = 5000.     # median time between them, log-normal (1612.05093: up to milliseconds)
+    noise_hz: float = 300.          # single noise pulses a second and sensor (chosen; 1612.05093: 250)
+    noise_bursts_hz: float = 100.   # decays in the glass that give a burst (chosen: 600 Hz in all; real 560)
+    burst_pulses: float = 3.        # mean number of pulses of a burst (chosen; 1612.05093: 3.3 to 3.8)
+    burst_gap_ns: float = 5000.     # median time between them, log-normal (chosen; 1612.05093: 1000)
     # electronics
     discriminator_pe: float = 0.25  # charge that starts a readout (1612.05093)
     merge_ns: float = 5.            # light this close is one pulse (chosen; sampling of 3.3 ns in 1612.05093)
-    readout_before_ns: int = 4000   # read out before the trigger (1612.05093)
-    readout_after_ns: int = 6000    # and after it (1612.05093)
+    readout_before_ns: int = 4000   # read out before the trigger (IceCube IC86)
+    readout_after_ns: int = 6000    # and after it (IceCube IC86)
     trigger_start_ns: int = 9876    # on the event's clock (three genuine public events: 9867, 9870, 9890)
     triggers: tuple[Trigger, ...] = (MULTIPLICITY_8, DEEPCORE_3, VOLUME_4, STRING_5)
 
