@@ -23,6 +23,7 @@ LAYERS = [
     ['demo'],
     ['commands'],
     ['kaggle', 'show', 'gpu'],
+    ['inference.time_plan'],
     ['inference.robustness', 'inference.ensemble_predict'],
     ['inference.ensemble_folder'],
     ['inference.ensemble', 'inference.stack'],

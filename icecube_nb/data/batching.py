@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .packed import PackedBatch, range_rows
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
-                                    find_events, find_feature_set, make_features, make_tokens, thin_tokens,
-                                    to_device, token_lengths)
+                                    event_seeds, find_events, find_feature_set, make_features, make_tokens,
+                                    thin_tokens, to_device, token_lengths)
 
 # %% ../../nbs/01b_batching.ipynb #ccfadd64
 def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0
@@ -231,9 +231,10 @@ def plan_inference(file: EventFile,
     "Which events go into which batch, in order of length."
     events = np.asarray(events, np.int64)
     events = events[file.lengths(events) > 0]
-    key = np.random.default_rng([seed, 5, file.packed.batch_id]).integers(1 << 63)
+    key = np.random.default_rng([seed, 5, file.packed.batch_id]).integers(1 << 63, size=1)
+    key = event_seeds(key, [int(file.packed.about.get('first_event', 0))]) # of a part of a file
     chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set),
-                    np.full(len(events), key))
+                    np.full(len(events), key[0]))
     lengths = np.minimum(token_lengths(chosen.counts, feature_set), max_pulses)
     return [chosen.take(rows) for rows in batches_by_pulses(lengths, pulse_budget)]
 
