@@ -4,7 +4,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run torture bench export readme clean-nbs
+.PHONY: help setup demo test run site torture bench export readme clean-nbs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ export: $(STAMP)  ## write the package from the notebooks
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb
 	@$(VENV)/bin/python tools/readme.py
+
+site: $(STAMP)  ## make a plain web site of the notebooks in _site, and check its links
+	@$(VENV)/bin/python tools/make_site.py
 
 clean-nbs: $(STAMP)  ## take out of the notebooks what is not worth committing
 	@$(VENV)/bin/nbdev_clean

@@ -37,7 +37,7 @@ LAYERS = [
     ['training.optimise', 'training.distributed', 'training.runs'],
     ['training.precision', 'training.checkpoints'],
     ['training.hardware'],
-    ['network.published', 'network.engines'],
+    ['network.published', 'network.engines', 'network.attention_weights'],
     ['network.model'],
     ['network.heads'],
     ['network.attention', 'network.losses'],
@@ -362,6 +362,12 @@ def gpu_bench(root: Path) -> list[str]:
     return []
 
 
+def prose_numbers(root: Path) -> list[str]:
+    "An error in radians that the text names stands in an output of its notebook, or has a source"
+    import prose_numbers as numbers                                     # tools/prose_numbers.py
+    return [fault for path in notebooks(root) for fault in numbers.faults(path)]
+
+
 def kaggle(root: Path) -> list[str]:
     "With the versions of Kaggle's image, packing and answering give what they give with ours"
     import kaggle_versions                                              # tools/kaggle_versions.py
@@ -385,4 +391,5 @@ def _notebook_text(path: Path) -> Iterator[str]:
 
 CHECKS = {'export': export, 'clean': clean, 'as-run': as_run, 'size': size, 'readme': readme,
           'layers': layers, 'no-torch': no_torch, 'imports': imports, 'style': style, 'links': links,
-          'gpu-bench': gpu_bench, 'kaggle': kaggle, 'columns': columns, 'words': words}
+          'gpu-bench': gpu_bench, 'kaggle': kaggle, 'columns': columns, 'words': words,
+          'prose-numbers': prose_numbers}

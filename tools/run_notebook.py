@@ -48,7 +48,7 @@ def run_cells(nb, folder: Path, timeout_s: int) -> tuple[list[str], bool]:
     "Run a notebook in a kernel of its own; the paths that it opened, and whether it loaded the simulator"
     own = nb.cells
     nb.cells = [nbformat.v4.new_code_cell(WATCH), *own, nbformat.v4.new_code_cell(TELL)]
-    client = NotebookClient(nb, timeout=timeout_s, kernel_name='python3',
+    client = NotebookClient(nb, timeout=timeout_s, kernel_name='python3', coalesce_streams=True,
                             resources={'metadata': {'path': str(folder)}})
     try:
         client.execute(stderr=subprocess.DEVNULL)       # the kernel's own warnings; a cell's error is raised

@@ -159,6 +159,7 @@ CASES = [                           # the check, what its fault must name, the b
                                       add('tools/long.py', '#' * (repo_checks.MAX_COLUMNS + 1)))),
     ('words', '/home/me', add_cell('x', output('text/plain', "'/home/me/data'"))),
     ('words', 'README.md', add('README.md', 'pip install --index-url https://' + 'pypi' + '.org/simple\n')),
+    ('prose-numbers', '0.77 rad', edit(NOTEBOOK, '# Angles', '# Angles: 0.77 rad')),
     ('notebook', 'AssertionError', add_cell('assert False')),
 ]
 
