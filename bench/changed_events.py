@@ -6,7 +6,8 @@ Trains the preset `deep` on 16,000 simulated events, once, and has it answer the
 times: with changed pulses (a blurred clock, dead sensors, other charges), and simulated again in other ice,
 with more noise, more jitter or more dead sensors. Nothing is trained again. Differences are paired, neutrino
 by neutrino, over those that trigger in both. Data and network are kept in the cache folder, so that a stopped
-call goes on. The table is written to bench/results/changed_events.csv.
+call goes on. The table is written to bench/results/changed_events.csv, and the errors on the unchanged events
+by number of pulses, in the slices of the published figures in competition.csv, to changed_events_slices.csv.
 """
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from icecube_nb.physics.simulation_config import STANDARD, SimulationConfig
 from icecube_nb.training.loop import train
 
 RESULTS = Path(__file__).parent/'results'/'changed_events.csv'
+SLICES = {'all': (0, np.inf), 'under 200': (0, 200), '200-999': (200, 1000), '1000 and over': (1000, np.inf)}
 FOLDER = cache_folder()/f'changed-events-v{VERSION}'
 TRAIN_FILES, FILE_EVENTS, TEST_EVENTS = 4, 4000, 4000       # one more file is for validation
 TRAIN_SEED, TEST_SEED = 41, 42
@@ -70,6 +72,16 @@ def answer_errors(data: Path, run: Path) -> tuple[pd.DataFrame, np.ndarray]:
                                 answer.azimuth.to_numpy(), answer.zenith.to_numpy())
 
 
+def by_pulses(truth: pd.DataFrame, errors: np.ndarray) -> pd.DataFrame:
+    "Mean and median error by number of pulses, with errors by bootstrap."
+    rows = []
+    for name, (low, high) in SLICES.items():
+        part = errors[(truth.pulses >= low) & (truth.pulses < high)]
+        rows.append({'pulses': name, 'events': len(part), 'mean': part.mean(), 'mean_se': bootstrap_error(part),
+                     'median': np.median(part), 'median_se': bootstrap_error(part, 'median')})
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     run, usual = trained_run(), test_folder(AS_IT_IS, STANDARD)
     sets = [(AS_IT_IS, 'reference', usual)]
@@ -80,6 +92,7 @@ def main() -> None:
         truth, errors = answer_errors(folder, run)
         if way == 'reference':
             reference = truth, errors
+            slices = by_pulses(truth, errors)
         here, there = same_neutrinos(reference[0], truth)
         difference = paired_difference(errors[there], reference[1][here])
         rows.append({'change': name, 'how': way, 'events': len(errors), 'mean_error': errors.mean(),
@@ -90,6 +103,7 @@ def main() -> None:
         progress(len(rows), len(sets))
     table = pd.DataFrame(rows)
     table.to_csv(RESULTS, index=False)
+    slices.to_csv(RESULTS.with_name('changed_events_slices.csv'), index=False)
     print(table.round(4).to_string(index=False))
 
 
