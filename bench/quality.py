@@ -130,6 +130,8 @@ WITHOUT_RESULTS = {
     'zero projections': ('deep', {'model.zero_projections': True}),
     'input in every block': ('deep', {'model.mix_input': True}),
     'squared relu': ('deep', {'model.activation': 'squared_relu'}),
+    'mixture head': ('deep', {'model.outputs': 'classes,vector,mixture'}),
+    'mixture head alone beside the classes': ('deep', {'model.outputs': 'classes,mixture'}),
 }
 
 

@@ -36,6 +36,7 @@ class ModelConfig:
     event_summary: bool = False    # add the event's line fit, centre and extent to the pooled vector
     zero_projections: bool = False # what a block adds starts at zero: last matrices of attention and of its MLP
     mix_input: bool = False        # a block begins with a*x + b*input, and learns the two numbers
+    mixture_components: int = 4    # von Mises-Fisher distributions of the head `mixture`
 
 # %% ../../nbs/appendix/config.ipynb #51da7a20
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ MOST = 1 << 31                     # of any count
 RANGES = {                         # smallest and largest value of each number
     'model.width': (1, 1 << 16), 'model.heads': (1, 1024), 'model.layers': (0, 1024),
     'model.neck': (1, 1 << 20),
-    'model.pool_queries': (1, 1024), 'model.azimuth_bins': (2, 1 << 16), 'model.zenith_bins': (2, 1 << 16),
+    'model.pool_queries': (1, 1024), 'model.mixture_components': (1, 1024),
+    'model.azimuth_bins': (2, 1 << 16), 'model.zenith_bins': (2, 1 << 16),
     'model.zenith_mirror': (0, 1 << 16),
     'data.max_pulses': (1, MOST), 'data.min_pulses': (0, MOST), 'data.files_per_epoch': (1, MOST),
     'data.pulse_budget': (0, MOST), 'data.mixed_files': (0, MOST),

@@ -34,7 +34,6 @@ from .stack import Stack, load_stack, read_stack_note, stack_answers
 from .summaries import SUMMARIES
 from .uncertainty import (Calibration, PosteriorWeights, fit_calibration,
                                               fit_posterior_weights)
-from ..network.heads import HEADS
 from ..network.losses import Bins, make_bins
 from ..training.checkpoints import find_checkpoint, load_checkpoint
 
@@ -106,7 +105,8 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     loaded = [load_stack(s) for s in stacks] if stacks else [None]*len(runs)
     for run, dump, stack in zip(runs, opened, loaded):
         check_same_network(run, dump, stack)
-    wanted = fingerprint(*(d.fingerprint for d in opened), json.dumps(asdict(config)), *HEADS, STACK,
+    heads = dict.fromkeys(name for dump in opened for name in answers_in(dump.columns[0]))
+    wanted = fingerprint(*(d.fingerprint for d in opened), json.dumps(asdict(config)), *heads, STACK,
                          *(read_stack_note(Path(s))['made_of'] for s in stacks or []))
     if is_ensemble(out) and read_ensemble_note(out)['made_of'] == wanted:
         return load_ensemble(out)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'Bins', 'make_bins', 'smoothing_kernel', 'smoothed_targets', 'bin_loss', 'full_turn', 'unit_vectors',
-           'angles_of_vectors', 'decode_bins', 'log_sinhc', 'vector_loss', 'decode_vector', 'angle_loss', 'Truth',
-           'truth_of', 'Loss']
+           'angles_of_vectors', 'decode_bins', 'log_sinhc', 'vector_loss', 'decode_vector', 'mixture_parts',
+           'mixture_loss', 'decode_mixture', 'angle_loss', 'Truth', 'truth_of', 'Loss']
 
 # %% ../../nbs/02b_losses.ipynb #d6f25531
 import math
@@ -147,6 +147,35 @@ def decode_vector(vector: Tensor # (B, 3)
     "Direction and confidence of the vector head."
     return *angles_of_vectors(vector), vector.norm(dim=-1)
 
+# %% ../../nbs/02b_losses.ipynb #489213c6
+def mixture_parts(mixture: Tensor # (B, 4*K)
+    ) -> tuple[Tensor, Tensor, Tensor]: # log weights (B, K), vectors (B, K, 3), their lengths (B, K)
+    "The components of a mixture of von Mises-Fisher distributions."
+    parts = mixture.float().unflatten(-1, (-1, 4))                              # (B, K, 4)
+    vectors = parts[..., 1:]
+    kappa = (vectors.pow(2).sum(-1) + 1e-12).sqrt() # the small term gives the zero vector a gradient
+    return parts[..., 0].log_softmax(-1), vectors, kappa
+
+def mixture_loss(mixture: Tensor, # (B, 4*K)
+                 direction: Tensor # (B, 3) unit vectors, the truth
+    ) -> Tensor: # () mean over events
+    "Negative log density of a mixture of von Mises-Fisher distributions."
+    log_weight, vectors, kappa = mixture_parts(mixture)
+    log_density = (vectors*direction[:, None]).sum(-1) - log_sinhc(kappa)       # (B, K)
+    return math.log(4*math.pi) - torch.logsumexp(log_weight + log_density, -1).mean()
+
+# %% ../../nbs/02b_losses.ipynb #4d4146c3
+def decode_mixture(mixture: Tensor # (B, 4*K)
+    ) -> tuple[Tensor, Tensor, Tensor]: # azimuth (B,) rad, zenith (B,) rad, kappa (B,)
+    "Direction of a mixture's mean vector, and kappa of the one distribution that has a mean of this length."
+    log_weight, vectors, kappa = mixture_parts(mixture)
+    small = kappa < 0.3
+    safe = torch.where(small, torch.ones_like(kappa), kappa)
+    ratio = torch.where(small, 1/3 - kappa**2/45 + 2*kappa**4/945, (1/safe.tanh() - 1/safe)/safe)
+    mean = ((log_weight.exp()*ratio)[..., None]*vectors).sum(-2)                # (B, 3)
+    squared = mean.pow(2).sum(-1).clamp(max=1 - 1e-6)
+    return *angles_of_vectors(mean), squared.sqrt()*(3 - squared)/(1 - squared)
+
 # %% ../../nbs/02b_losses.ipynb #5d42477d
 def angle_loss(vector: Tensor, # (B, 3), of any length
                direction: Tensor # (B, 3) unit vectors, the truth
@@ -181,4 +210,5 @@ LOSSES = {loss.name: loss for loss in (
     Loss('bin_loss', ('azimuth_logits', 'zenith_logits'), lambda out, truth: bin_loss(
         out['azimuth_logits'], out['zenith_logits'], truth.azimuth, truth.zenith, truth.bins, truth.kernel)),
     Loss('vector_loss', ('direction',), lambda out, truth: vector_loss(out['direction'], truth.direction)),
-    Loss('angle_loss', ('direction',), lambda out, truth: angle_loss(out['direction'], truth.direction)))}
+    Loss('angle_loss', ('direction',), lambda out, truth: angle_loss(out['direction'], truth.direction)),
+    Loss('mixture_loss', ('mixture',), lambda out, truth: mixture_loss(out['mixture'], truth.direction)))}
