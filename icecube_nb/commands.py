@@ -365,7 +365,7 @@ class Evaluate:
 class Bundle:
     """Make the data set that a notebook on Kaggle needs: package, weights, check events and both notebooks.
 
-    Upload it with Kaggle's client: `kaggle datasets create -p bundle --dir-mode zip`, then import
+    Upload it with Kaggle's client: `kaggle datasets create -p bundle -t --dir-mode zip`, then import
     submission.ipynb there, and add the data set and the competition as inputs."""
     run: Path                    # folder of a trained run
     out: Path = Path('bundle')   # folder to make; an earlier bundle is replaced

@@ -119,7 +119,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     _, predicted_error, _ = answers_and_errors(ensemble, table, ids)
     ensemble.calibration = fit_calibration(predicted_error, error, pulses)
     with folder_written_whole(out, replace=True) as part:
-        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted)
+        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, float(error.mean()))
     return ensemble
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #15018e6a
@@ -156,7 +156,9 @@ def check_same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
 OPTIONAL = ('checksums.json', 'detector.json', 'detector.safetensors', RECORD) # older runs lack some of these
 CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', *OPTIONAL)
 
-def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_from: str) -> None:
+def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_from: str,
+                  mean_error: float # rad, of answers to events by boosters that did not see them
+    ) -> None:
     "Fill the folder: a copy of each member, boosters, event ids, ensemble.json."
     for i, run in enumerate(runs):
         copy_whole(find_checkpoint(run), out/f'run_{i}', CHECKPOINT)
@@ -175,7 +177,8 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
              'stacks': bool(stacks), 'long_runs': bool(long_runs), 'config': asdict(ensemble.config),
              'names': ensemble.names, 'feature_names': ensemble.feature_names,
              'temperature': ensemble.temperature, 'pool': ensemble.posterior.weights,
-             'points': ensemble.posterior.points, 'calibration': asdict(ensemble.calibration)}
+             'points': ensemble.posterior.points, 'calibration': asdict(ensemble.calibration),
+             'mean_error': mean_error, 'events': len(ensemble.event_id)}
     with written_whole(out/'ensemble.json') as part:
         part.write_text(json.dumps(about, indent=1) + '\n')
 

@@ -9,6 +9,7 @@ __all__ = ['SAMPLE_SECONDS', 'PART', 'RESERVE', 'best_plan', 'TimePlan', 'write_
 # %% ../../nbs/appendix/time_plan.ipynb #f0980003
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from typing import NamedTuple
 from ..core.storage import fingerprint
 from ..data.packed import PackedBatch, load_packed, write_packed
 from ..data.prepare import Prepared
-from .answers import read_answers
 from .ensemble_folder import LoadedEnsemble
 from .ensemble_predict import answer_by_ensemble
 from .predict import Deadline, Predictor, answer_files
@@ -127,10 +127,12 @@ def measure_ways(ways: list[Way], packed: PackedBatch, prepared: Prepared, folde
         events = min(len(packed), max(64, int(SAMPLE_SECONDS*per_second.get(way.name, 1000))))
         part = write_part(packed, 0, events, folder/'sample.arrow')
         for turn in range(2):
-            place = folder/f'sample {way.name} {turn}'
+            place = folder/'sample'
+            shutil.rmtree(place, ignore_errors=True)
             began = time.perf_counter()
             way.answer(part, place, prepared, Deadline(math.inf))
             costs[way.name] = (time.perf_counter() - began)/max(events, 1)
+        shutil.rmtree(place)
     return costs
 
 PART = 20_000              # events; the plan is made anew after each part
@@ -171,7 +173,9 @@ def answer_in_time(ways: list[Way], # the best first
             part = write_part(packed, start, stop, folder/'part.arrow')
             limit = Deadline(until - (total - done - (stop - start))/Deadline.per_second)
             began = clock()
-            answers.append(by_name[name].answer(part, folder/f'{batch_id}-{start}', prepared, limit))
+            answers.append(by_name[name].answer(part, folder/'part', prepared, limit))
+            answers[-1] = answers[-1].rename(folder/f'{batch_id}-{start}.arrow')
+            shutil.rmtree(folder/'part')                        # the dumps of an ensemble's networks
             plan.note(name, stop - start, clock() - began)
             by_way[name] = by_way.get(name, 0) + stop - start
             done += stop - start
@@ -179,6 +183,7 @@ def answer_in_time(ways: list[Way], # the best first
                 progress(done, total, f'batch {batch_id}, by {name}')
     return TimedAnswers(answers, by_way, lines, plan.costs)
 
+# %% ../../nbs/appendix/time_plan.ipynb #f0980035
 def has_changed(before: dict[str, int]|None, now: dict[str, int], share: float = 0.1) -> bool:
     "Whether a plan uses other ways than before, or gives a way another share of the events that are left."
     if before is None or before.keys() != now.keys():
