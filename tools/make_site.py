@@ -19,6 +19,8 @@ from pygments.formatters import HtmlFormatter
 
 LINK = re.compile(r'(href=")(?!\w+:|#)([^"#]+)\.ipynb(#[^"]*)?(")')
 ANY_LINK = re.compile(r'(?:href|src)="(?!\w+:|#)([^"#?]+)')
+FORMULAS = """<script>MathJax = {tex: {inlineMath: [["$", "$"]]}}</script>
+<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>"""
 STYLE = """
 body { margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #222; display: flex; }
 nav { width: 15rem; flex: none; padding: 1rem; font-size: .85rem; background: #f5f6f8; height: 100vh;
@@ -88,9 +90,10 @@ def write_site(root: Path, out: Path) -> list[Path]:
     for page in pages:
         target = out/page.relative_to(root/'nbs').with_suffix('.html')
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(f'<!doctype html><meta charset="utf-8"><title>{html.escape(page.stem)}</title>'
-                          f'<style>{style}</style><nav>{navigation(root, pages, page)}</nav>'
-                          f'<main>{page_body(page, root/"nbs")}</main>', encoding='utf-8')
+        head = (f'<meta charset="utf-8"><title>{html.escape(page.stem)}</title>{FORMULAS}'
+                f'<style>{style}</style>')
+        body = f'<nav>{navigation(root, pages, page)}</nav><main>{page_body(page, root/"nbs")}</main>'
+        target.write_text(f'<!doctype html>{head}{body}', encoding='utf-8')
         written.append(target)
     return written
 
