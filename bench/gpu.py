@@ -114,7 +114,8 @@ def synchronisations(bench: Bench) -> Iterator[dict]:
 
 def training(bench: Bench) -> Iterator[dict]:
     "Training speed of the presets, by backend, compiled and not."
-    cases = [('small', {}), ('deep', {}), ('deep', {'train__batch_events': 384}), ('full', {})]
+    cases = [('small', {}), ('deep', {}), ('deep', {'train__batch_events': 384}), ('medium', {}), ('large', {}),
+             ('full', {})]
     for name, changes in cases:
         for backend in bench.backends:
             for precision in ('fp16', 'bf16') if bench.cuda else ('fp32',):
@@ -141,7 +142,8 @@ def compiled(bench: Bench) -> Iterator[dict]:
     "The same with torch.compile; the time of the first steps holds the compilation."
     if not bench.cuda:
         return
-    for name, changes in (('small', {}), ('deep', {'train__batch_events': 384}), ('full', {})):
+    for name, changes in (('small', {}), ('deep', {'train__batch_events': 384}), ('medium', {}), ('large', {}),
+                          ('full', {})):
         if bench.left() < 120:
             yield {'preset': name, 'skipped': 'no time left'}
             continue
@@ -170,7 +172,7 @@ def kernels(bench: Bench) -> Iterator[dict]:
 
 def inference(bench: Bench) -> Iterator[dict]:
     "Forward passes alone, on batches that lie on the card."
-    for name in ('small', 'deep', 'full'):
+    for name in ('small', 'deep', 'medium', 'large', 'full'):
         if bench.left() < 45:
             yield {'preset': name, 'skipped': 'no time left'}
             continue

@@ -132,6 +132,18 @@ WITHOUT_RESULTS = {
     'squared relu': ('deep', {'model.activation': 'squared_relu'}),
     'mixture head': ('deep', {'model.outputs': 'classes,vector,mixture'}),
     'mixture head alone beside the classes': ('deep', {'model.outputs': 'classes,mixture'}),
+    'flat then decay': ('deep', {'train.schedule': 'flat_then_decay', 'train.warm_up_steps': 50}),
+    'average 0.99': ('deep', {'train.average_decay': 0.99}),
+    'average of the tail': ('deep', {'train.average_tail': 0.2}),
+    'flat then decay, average of the tail': ('deep', {'train.schedule': 'flat_then_decay', 'train.average_tail': 0.2}),
+    'late angle': ('deep', {'train.late_losses': 'class_angle_loss,angle_loss,vector_loss:0.05'}),
+    'late angle from 80 %': ('deep', {'train.late_losses': 'class_angle_loss,angle_loss,vector_loss:0.05',
+                                      'train.late_share': 0.2}),
+    'growing batches': ('deep', {'train.batch_growth': '0.4:2,0.7:4'}),
+    'muon, decaying weight decay': ('deep', {'train.muon_weight_decay': 0.1}),
+    'muon, even rows': ('deep', {'train.muon_variance': 0.95}),
+    'turns': ('deep', {'data.turns': True}),
+    'turns and mirrors': ('deep', {'data.turns': True, 'data.mirrors': True}),
 }
 
 

@@ -158,7 +158,7 @@ def training_speed(prepared: Prepared, config: Config, device: torch.device,
 def check_gpu(device: str = 'auto', # or cuda, cuda:1, cpu, ...
               folder: str|Path = '.', # gets simulated events
               seconds: float = 60.0, # time to spend, about
-              presets: tuple[str, ...] = ('small', 'deep', 'full'),
+              presets: tuple[str, ...] = ('small', 'deep', 'medium', 'large', 'full'),
               events: int = 200 # for the comparison with the CPU
     ) -> Iterator[str]: # lines of text
     "Check a box: what runs, whether it is right, and how fast it trains."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GOLDEN_RATIO', 'PLACE_BITS', 'SCORE_BITS', 'EVENT_BITS', 'PUBLISHED', 'CENTRED', 'MERGED', 'FEATURE_SETS',
            'MOST_PULSES', 'PULSE_COLUMNS', 'FEATURES', 'ROW_BITS', 'PULSE_DELAY_UNIT_NS', 'DISTANCE_BITS', 'ICECUBE',
-           'CodeTables', 'code_tables', 'SensorPulses', 'Tokens', 'find_events', 'make_tokens', 'pulse_tokens',
-           'take_tokens', 'mix_bits', 'event_seeds', 'subset_draws', 'choose_subset', 'thin_tokens', 'FeatureSet',
-           'change_feature_set', 'find_feature_set', 'feature_names', 'columns', 'column', 'centre_of', 'feature',
-           'time_since_first', 'log_charge', 'auxiliary_or_not', 'about_sensor', 'centred', 'about_merged',
+           'CodeTables', 'code_tables', 'SensorPulses', 'Tokens', 'turn_places', 'find_events', 'make_tokens',
+           'pulse_tokens', 'take_tokens', 'mix_bits', 'event_seeds', 'subset_draws', 'choose_subset', 'thin_tokens',
+           'FeatureSet', 'change_feature_set', 'find_feature_set', 'feature_names', 'columns', 'column', 'centre_of',
+           'feature', 'time_since_first', 'log_charge', 'auxiliary_or_not', 'about_sensor', 'centred', 'about_merged',
            'make_features', 'group_by_sensor', 'merge_sensors', 'count_tokens', 'token_lengths', 'first_pulses',
            'squared_distance', 'nearby_tokens', 'choose_tokens', 'turn_angle', 'turn_features']
 
@@ -69,6 +69,7 @@ class Tokens:
     tables: CodeTables
     merged: Tensor|None = None # (N, 3) float32 of `merge_sensors`
     pulses: SensorPulses|None = None # where the tokens of sensors carry single pulses
+    maps: Tensor|None = None # (B, 2, 3) float32 of `turns.plane_maps`: what turns the sensors of each event
 
     @cached_property
     def auxiliary(self) -> Tensor: # (N,) bool
@@ -84,7 +85,16 @@ class Tokens:
 
     @cached_property
     def sensor_features(self) -> Tensor: # (N, 6) float32
-        return self.tables.sensors.index_select(0, self.sensor)
+        found = self.tables.sensors.index_select(0, self.sensor)
+        return found if self.maps is None else turn_places(found, self.maps.index_select(0, self.event))
+
+def turn_places(places: Tensor, # (N, C) x and y first
+                maps: Tensor # (N, 2, 3) coefficients of x, of y, and of one
+    ) -> Tensor: # (N, C)
+    "Turn x and y."
+    x, y = places[:, 0], places[:, 1]
+    turned = [maps[:, k, 0]*x + maps[:, k, 1]*y + maps[:, k, 2] for k in (0, 1)]
+    return torch.cat([torch.stack(turned, 1), places[:, 2:]], 1)
 
 # %% ../../nbs/01a_pulses.ipynb #f3798658
 def find_events(lengths: np.ndarray, device: str|torch.device # (B,) int64

@@ -56,7 +56,8 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
     kept = check_folder(dump, 'dump', is_dump) if dump else None
     ready = load_with_networks(run, device, precision)
     prepared, files = files_to_answer(data, batches)
-    check_detectors(member_runs(run), prepared, other_detector)
+    predictors = [each for member in ready.members for each in member]
+    check_detectors(member_runs(run), prepared, other_detector, predictors)
     if processes.rank == 0:
         warn_about_events(member_runs(run)[:1], prepared, files)
     sample = check_files(files, data, batches is None)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'HEADS', 'SquaredReLU', 'activation', 'Neck', 'VectorHead', 'spread_directions', 'MixtureHead', 'Head',
-           'build_classes', 'heads_of', 'output_layers', 'output_names', 'Output', 'run_heads', 'loss_weights',
-           'find_loss', 'loss_of_heads', 'heads_in', 'decode_heads']
+           'build_classes', 'heads_of', 'output_layers', 'output_names', 'Output', 'run_heads', 'losses_at',
+           'loss_weights', 'find_loss', 'loss_of_heads', 'heads_in', 'unread_answers', 'decode_heads']
 
 # %% ../../nbs/02c_heads.ipynb #c2c00004
 from collections.abc import Callable, Iterable, Mapping
@@ -159,29 +159,37 @@ def run_heads(model: nn.Module, # holds the layers by name
     return out
 
 # %% ../../nbs/02c_heads.ipynb #c2c00020
-def loss_weights(model: ModelConfig, train: TrainConfig) -> dict[str, float]: # name of a loss to its weight
+def losses_at(train: TrainConfig, done: float # share of the run that is done
+    ) -> tuple[str, tuple[str, ...]]: # name of the setting that holds, and its entries
+    "Which setting says what a step sums."
+    late = train.late_losses and done >= 1 - train.late_share
+    return ('train.late_losses', train.late_losses) if late else ('train.losses', train.losses)
+
+def loss_weights(model: ModelConfig, train: TrainConfig,
+                 done: float = 0.0 # share of the run that is done
+    ) -> dict[str, float]: # name of a loss to its weight
     "Which losses a step sums; ValueError for one that is unknown, or that reads an answer nobody gives."
-    heads = heads_of(model)
-    if not train.losses:
+    heads, (setting, entries) = heads_of(model), losses_at(train, done)
+    if not entries:
         return {head.loss.name: 1.0 for head in heads}
     weights = {}
-    for entry in train.losses:
+    for entry in entries:
         name, _, weight = entry.partition(':')
         try:
             weights[name] = float(weight or 1)
         except ValueError:
-            raise ValueError(f'train.losses takes name:weight such as bin_loss:0.5, not {entry!r}') from None
-        missing = [x for x in find_loss(name).outputs if x not in output_names(model)]
+            raise ValueError(f'{setting} takes name:weight such as bin_loss:0.5, not {entry!r}') from None
+        missing = [x for x in find_loss(name, setting).outputs if x not in output_names(model)]
         if missing:
-            raise ValueError(f'train.losses: {name} needs a head that gives {missing[0]}; '
+            raise ValueError(f'{setting}: {name} needs a head that gives {missing[0]}; '
                              f'model.outputs is {",".join(model.outputs)}')
     return weights
 
-def find_loss(name: str) -> Loss:
+def find_loss(name: str, setting: str = 'train.losses') -> Loss: # that names it
     "The loss of that name, from `LOSSES` or of a head; ValueError lists the names."
     known = {head.loss.name: head.loss for head in HEADS.values()} | LOSSES
     if name not in known:
-        raise ValueError(f'train.losses names losses of {", ".join(known)}, not {name!r}')
+        raise ValueError(f'{setting} names losses of {", ".join(known)}, not {name!r}')
     return known[name]
 
 # %% ../../nbs/02c_heads.ipynb #c2c00021
@@ -201,6 +209,13 @@ def loss_of_heads(output: Mapping[str, Tensor], # of the network
 def heads_in(output: Mapping[str, Tensor]) -> list[Head]:
     "The heads whose answers are there."
     return [head for head in HEADS.values() if all(name in output for name in head.outputs)]
+
+def unread_answers(output: Mapping[str, Tensor], # of the network
+                   weights: Mapping[str, float] # of `loss_weights`
+    ) -> list[Tensor]:
+    "Answers that no loss reads, so that their weights have no gradient."
+    read = {name for loss in weights for name in find_loss(loss).outputs}
+    return [answer for name, answer in output.items() if name != 'pooled' and name not in read]
 
 # %% ../../nbs/02c_heads.ipynb #c2c00025
 def decode_heads(output: Mapping[str, Tensor], # of the network

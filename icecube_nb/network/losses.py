@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSSES', 'Bins', 'make_bins', 'smoothing_kernel', 'smoothed_targets', 'bin_loss', 'full_turn', 'unit_vectors',
            'angles_of_vectors', 'decode_bins', 'log_sinhc', 'vector_loss', 'decode_vector', 'mixture_parts',
-           'mixture_loss', 'decode_mixture', 'angle_loss', 'Truth', 'truth_of', 'Loss']
+           'mixture_loss', 'decode_mixture', 'angle_loss', 'class_vectors', 'Truth', 'truth_of', 'Loss']
 
 # %% ../../nbs/02b_losses.ipynb #d6f25531
 import math
@@ -185,6 +185,17 @@ def angle_loss(vector: Tensor, # (B, 3), of any length
     across = torch.linalg.cross(vector, direction).pow(2).sum(-1)               # (B,) squared
     return torch.atan2((across + 1e-12).sqrt(), (vector*direction).sum(-1)).mean()
 
+# %% ../../nbs/02b_losses.ipynb #c5c40b02
+def class_vectors(azimuth_logits: Tensor, # (B, 128)
+                  zenith_logits: Tensor, # (B, 142)
+                  bins: Bins
+    ) -> Tensor: # (B, 3), as long as the classes are sure, 1 at most
+    "The mean direction of two distributions over classes, whose angles `decode_bins` reads."
+    p_az, p_zn = azimuth_logits.float().softmax(-1), zenith_logits.float().softmax(-1)
+    x, y = p_az @ bins.azimuth_centres.cos(), p_az @ bins.azimuth_centres.sin()              # (B,)
+    sine, cosine = p_zn @ bins.zenith_centres.sin(), p_zn @ bins.zenith_centres.cos()
+    return torch.stack([x*sine, y*sine, cosine], -1)
+
 # %% ../../nbs/02b_losses.ipynb #c0f1e6b6
 class Truth(NamedTuple):
     "What a loss may compare the answers with."
@@ -211,4 +222,6 @@ LOSSES = {loss.name: loss for loss in (
         out['azimuth_logits'], out['zenith_logits'], truth.azimuth, truth.zenith, truth.bins, truth.kernel)),
     Loss('vector_loss', ('direction',), lambda out, truth: vector_loss(out['direction'], truth.direction)),
     Loss('angle_loss', ('direction',), lambda out, truth: angle_loss(out['direction'], truth.direction)),
-    Loss('mixture_loss', ('mixture',), lambda out, truth: mixture_loss(out['mixture'], truth.direction)))}
+    Loss('mixture_loss', ('mixture',), lambda out, truth: mixture_loss(out['mixture'], truth.direction)),
+    Loss('class_angle_loss', ('azimuth_logits', 'zenith_logits'), lambda out, truth: angle_loss(
+        class_vectors(out['azimuth_logits'], out['zenith_logits'], truth.bins), truth.direction)))}

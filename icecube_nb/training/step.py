@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.cpu_workers import CpuWorkerPool
 from ..data.batching import EventBatch, split_microbatches
 from ..data.epochs import OptimiserStep
-from ..network.heads import loss_of_heads, loss_weights
+from ..network.heads import loss_of_heads, loss_weights, unread_answers
 from .distributed import ProcessGroup, sum_tensor, without_sync
 from .hardware import LEAST_PULSES, MOST_PULSES
 from .precision import guarded_step, reduced, watch_logits
@@ -44,9 +44,12 @@ def microbatch_loss(state: State, microbatch: EventBatch
     batch = microbatch.to(state.device)
     with reduced(state.device, state.precision):
         output = state.network(batch.features, batch.offsets, batch.lengths)
-    weights = loss_weights(state.config.model, state.config.train)
+    weights = loss_weights(state.config.model, state.config.train, state.done)
     loss, terms = loss_of_heads(output, batch.azimuth, batch.zenith, state.bins, state.kernel, weights)
-    return loss, {'loss': loss.detach(), **terms}
+    logged = {'loss': loss.detach(), **terms}
+    for answer in unread_answers(output, weights):    # processes must exchange a gradient of every weight
+        loss = loss + 0.0*answer.sum()
+    return loss, logged
 
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b06
 def gradients_one_by_one(state: State, step: OptimiserStep
@@ -92,11 +95,13 @@ def train_step(state: State, # changed in place
     c, step = state.config.train, step if isinstance(step, OptimiserStep) else whole_step(step)
     for group in state.optimiser.param_groups:
         group['lr'] = lr*group.get('scale', 1)
+        if 'falling_decay' in group:
+            group['weight_decay'] = group['falling_decay']*(1 - state.done)
     largest = largest_logit(state, step.microbatches[0]) if watch else None
     losses = add_gradients(state, step, workers)
     norm = guarded_step(state.optimiser, state.scaler, c.clip_value, c.clip_norm)
     if state.average is not None:
-        update_average(state.average, state.model, c.average_decay, state.step)
+        update_average(state)
     count_step(state, norm, step.events)
     lengths = [b.lengths for b, weight in zip(step.microbatches, step.weights) if weight]
     row = {**losses, 'pulses': sum(int(n.sum()) for n in lengths),
@@ -162,16 +167,17 @@ def read_back(rows: list[dict[str, Tensor|int]], # of `train_step`, of one proce
     "Read steps back from the device, in one go, and add up the shares of the processes."
     if not rows:
         return []
-    shared = [name for name in rows[0] if name not in OWN]
-    on_device = [name for name in shared if isinstance(rows[0][name], Tensor)]
-    on_host = [name for name in shared if name not in on_device]
+    shared = [(k, name, value) for k, row in enumerate(rows) for name, value in row.items() if name not in OWN]
+    on_device = [entry for entry in shared if isinstance(entry[2], Tensor)]
+    on_host = [entry for entry in shared if not isinstance(entry[2], Tensor)]
     kind = torch.float32 if device.type == 'mps' else torch.float64
-    losses = torch.stack([row[name] for row in rows for name in on_device]).to(kind)
-    counts = torch.tensor([row[name] for row in rows for name in on_host], dtype=kind).to(device)
+    losses = torch.stack([value for _, _, value in on_device]).to(kind)
+    counts = torch.tensor([value for _, _, value in on_host], dtype=kind).to(device)
     sums = sum_tensor(torch.cat([losses, counts]), processes).tolist()
     own = iter(torch.stack([row[name] for row in rows for name in OWN if name in row]).tolist())
-    found = [dict(zip(on_device, sums[k*len(on_device):])) for k in range(len(rows))]
-    for k, (row, given) in enumerate(zip(found, rows)):
-        row |= dict(zip(on_host, sums[len(losses) + k*len(on_host):]))
+    found = [{} for _ in rows]
+    for (k, name, _), value in zip(on_device + on_host, sums):
+        found[k][name] = value
+    for row, given in zip(found, rows):
         row |= {name: next(own) for name in OWN if name in given}
     return found
