@@ -122,7 +122,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     ensemble.calibration = fit_calibration(predicted_error, error, pulses)
     with folder_written_whole(out, replace=True) as part:
         options = [options_of_dump(dump) for dump in opened]
-        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, options)
+        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, float(error.mean()), options)
     return ensemble
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #15018e6a
@@ -161,6 +161,7 @@ OPTIONAL = ('checksums.json', 'detector.json', 'detector.safetensors', RECORD) #
 CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', *OPTIONAL)
 
 def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_from: str,
+                  mean_error: float, # rad, of answers to events by boosters that did not see them
                   options: list[str] # of each network's dump
     ) -> None:
     "Fill the folder: a copy of each member, boosters, event ids, ensemble.json."
@@ -181,7 +182,8 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
              'stacks': bool(stacks), 'long_runs': bool(long_runs), 'config': asdict(ensemble.config),
              'names': ensemble.names, 'feature_names': ensemble.feature_names,
              'temperature': ensemble.temperature, 'pool': ensemble.posterior.weights,
-             'points': ensemble.posterior.points, 'calibration': asdict(ensemble.calibration)}
+             'points': ensemble.posterior.points, 'calibration': asdict(ensemble.calibration),
+             'mean_error': mean_error, 'events': len(ensemble.event_id)}
     if any(options):
         about['options'] = options
     with written_whole(out/'ensemble.json') as part:

@@ -35,7 +35,7 @@ from ..data.packed import PackedBatch, load_packed
 from ..data.prepare import Prepared, prepare
 from ..data.pulses import code_tables
 from ..data.record import describe_unlike, read_record
-from .answer_options import (AnswerOptions, TurnedReader, mean_over_turns,
+from .answer_options import (AnswerOptions, TurnedReader, kept_options, mean_over_turns,
                                                  turned_reader)
 from .answers import fingerprint_of, is_dump, read_answers, write_answers
 from .cards import DevicePool, Processes, own_batches, pick_devices, started_together
@@ -106,12 +106,12 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
                    device: str = 'auto', # as in `pick_devices`; on several, copies share the work
                    precision: str = 'auto', # `fp32`, `fp16`, `bf16`; `auto`: as the run was trained
                    engine: str = 'torch', # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
-                   options: AnswerOptions = AnswerOptions() # turns, and limit of pulses
+                   options: AnswerOptions = AnswerOptions() # turns, and limit of pulses; default: as a bundle says
     ) -> Predictor:
     "Load the last checkpoint of a run; errors as in `load_checkpoint` and `load_weights`."
     folder = find_checkpoint(run)
     config, weights, angle_bins = load_checkpoint(folder)
-    options = options.for_run(config.data)
+    options = (kept_options(folder) if options == AnswerOptions() else options).for_run(config.data)
     identity = weights_fingerprint(folder, weights)
     bins = make_bins(angle_bins, config.model.zenith_mirror)
     if engine != 'torch':
