@@ -16,7 +16,7 @@ import as_run
 import nbformat
 import repo_checks
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORT_CALL = 'nbdev_export('                           # the last cell of a notebook; exporting is done here
@@ -160,9 +160,9 @@ def main() -> int:
             nbdev('nbdev_clean', root, '--fname', str(path))
             as_run.write_record(root, entry)
             print(f'saved {path.relative_to(root)}, {time.monotonic() - start:.0f} s', flush=True)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed += 1
-            print(f'{error}\nFAIL  {path.relative_to(root)} is left as it was: a cell failed', flush=True)
+            print(f'{error}\nFAIL  {path.relative_to(root)} is left as it was', flush=True)
     return int(failed > 0)
 
 
