@@ -65,8 +65,7 @@ class Progress:
         if self.bar is None and total > 0:
             self.bar = self.make_bar(total)
             self.bar.update(0)
-            # the work began before the first call: a bar that takes it for instant stands still afterwards
-            self.bar.start_t = time.time() - (time.perf_counter() - self.begin)
+            self.bar.start_t = time.time() - (time.perf_counter() - self.begin) # the work began earlier
         if self.bar is None or self.bar.last_v is None:
             return
         room = None if self.columns is None else room_for_comment(total, self.columns)
