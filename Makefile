@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 STAMP  := $(VENV)/.installed
+CONSTRAINTS ?= constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run site torture bench export readme clean-nbs
+.PHONY: help setup demo test run site torture fuzz bench export readme clean-nbs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +21,10 @@ run: $(STAMP)  ## run notebooks and save their outputs; NB="03_train 05_stack" A
 
 torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: minutes, 2 GB of disk
 	@$(VENV)/bin/python tools/check.py 08_torture --flags slow --timeout 10800
+
+MINUTES ?= 60
+fuzz: $(STAMP)  ## random command lines on damaged files; goes on where it ended; MINUTES=5 for a short look
+	@$(VENV)/bin/python tools/fuzz.py --minutes $(MINUTES) --out bench/results/fuzz.json
 
 bench: $(STAMP)  ## measure each stage beside a padded reference, in one table; ARGS="--rounds 5"
 	@$(VENV)/bin/python bench/speed.py $(ARGS)
@@ -39,7 +44,7 @@ clean-nbs: $(STAMP)  ## take out of the notebooks what is not worth committing
 setup: $(STAMP)  ## make the environment in .venv, with the versions of constraints.txt
 
 # The stamp is written last, so an installation that was interrupted is taken up again.
-$(STAMP): settings.ini constraints.txt setup.py
+$(STAMP): settings.ini $(CONSTRAINTS) setup.py
 	@command -v $(PYTHON) > /dev/null || \
 	  { echo "$(PYTHON) is not there. Name a Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,5 +53,5 @@ $(STAMP): settings.ini constraints.txt setup.py
 	@rm -f $@
 	@echo "Installing into $(VENV), once: a few minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@

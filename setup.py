@@ -1,4 +1,8 @@
 """Install icecube_nb: everything that is said here is read from settings.ini, as nbdev does."""
+import atexit
+import os
+import shutil
+import tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -21,6 +25,15 @@ def readme() -> str:
     "The text of README.md, which `make readme` makes from nbs/index.ipynb"
     path = HERE/'README.md'
     return path.read_text(encoding='utf-8') if path.exists() else ''
+
+
+def build_options() -> dict[str, dict[str, str]]:
+    "Where the build keeps its own files: beside the sources, or elsewhere if these cannot be written to."
+    if os.access(HERE, os.W_OK):
+        return {}
+    elsewhere = tempfile.mkdtemp(prefix='icecube-nb-build-')
+    atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
+    return {'egg_info': {'egg_base': elsewhere}, 'build': {'build_base': elsewhere}}
 
 
 cfg = read_settings()
@@ -50,5 +63,6 @@ setup(
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
+    options=build_options(),
     zip_safe=False,
 )

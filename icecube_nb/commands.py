@@ -122,18 +122,25 @@ class Check:
     """Read a whole competition folder and list every fault with file, row and event; nothing is written.
 
     Exit status: 0 no faults, 1 single bad events (training leaves them out, predict answers them with a fixed
-    direction), 2 structural faults."""
+    direction), 2 structural faults. With --run, events or sensors unlike those of a run are noted too."""
     folder: Annotated[Path, tyro.conf.Positional] # competition files
+    run: Path|None = None        # a trained run: does the folder look like what it learned from?
 
     def __call__(self) -> int:
         from icecube_nb.data.check import EVENT, STRUCTURE, folder_faults
         from icecube_nb.core.progress import Progress
+        from icecube_nb.training.checkpoints import find_checkpoint, unlike_run
         counts = [0, 0, 0]
+        if self.run:
+            find_checkpoint(self.run)    # raises before the folder is read
         if not self.folder.is_dir():
             raise FileNotFoundError(f'{self.folder} is no folder; name the one with the competition files')
         for fault in folder_faults(self.folder, Progress('checking, batches', out=sys.stderr)):
             print(fault, flush=True)
             counts[fault.severity] += 1
+        if self.run and not counts[STRUCTURE]:
+            for line in unlike_run(self.run, self.folder):
+                print(f'note: {line}', flush=True)
         print(f'{counts[STRUCTURE]:,} structural faults, {counts[EVENT]:,} bad events in {self.folder}')
         return STRUCTURE if counts[STRUCTURE] else EVENT if counts[EVENT] else 0
 

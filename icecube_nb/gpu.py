@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .core.storage import reason_of
 from .core.config import Config, override, preset
 from .data.batching import EventBatch, prefetch
 from .data.epochs import TrainingEvents, training_steps
@@ -113,7 +114,7 @@ def agreement(prepared: Prepared, config: Config, device: torch.device,
             try:
                 found, change = loss_and_gradient(config, bins, batch, device, precision, backend)
             except (RuntimeError, ValueError) as error:
-                yield row | {'fault': str(error).splitlines()[0]}
+                yield row | {'fault': reason_of(error)}
                 continue
             yield row | {'loss_error': abs(found - loss),
                          'gradient_error': float((change - gradient).norm()/gradient.norm())}

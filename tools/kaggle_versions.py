@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = 'constraints-kaggle.txt'
 FOLDER = '.venv-kaggle'
+LIBRARIES = ('lightgbm', 'numpy', 'pandas', 'pyarrow', 'python-dateutil', 'pytz')   # that are installed
 
 EVENTS = 5000
 SIMULATED = 250                     # events that are simulated; the others are copies with fewer pulses
@@ -75,9 +76,9 @@ def install(root: Path) -> str: # what went wrong, or nothing
 
 
 def pinned(root: Path) -> list[str]:
-    "The lines of constraints-kaggle.txt that name a package"
+    "The lines of constraints-kaggle.txt that name a library for data"
     lines = (root/CONSTRAINTS).read_text(encoding='utf-8').splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+    return [line.strip() for line in lines if line.partition('==')[0] in LIBRARIES]
 
 
 def error_line(done: subprocess.CompletedProcess) -> str:

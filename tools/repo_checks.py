@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -371,6 +372,27 @@ def prose_numbers(root: Path) -> list[str]:
     return [fault for path in notebooks(root) for fault in numbers.faults(path)]
 
 
+def sdist(root: Path) -> list[str]:
+    "The source distribution holds every file of the repository"
+    if not (root/'setup.py').is_file():
+        return []
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True)
+    names = [name for name in listed.stdout.split('\0') if name and (root/name).is_file()]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder)/'project'/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/name, Path(folder)/'project'/name)
+        done = run_python(f'from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})',
+                          Path(folder)/'project')
+        made = [*Path(folder).glob('*.tar.gz')]
+        if done.returncode or not made:
+            return [f'the source distribution cannot be built: {last_line(done.stderr)}']
+        with tarfile.open(made[0]) as archive:
+            held = {name.partition('/')[2] for name in archive.getnames()}
+    return [f'{name} is not in the source distribution; name it in MANIFEST.in' for name in names
+            if name not in held]
+
+
 def kaggle(root: Path) -> list[str]:
     "With the versions of Kaggle's image, packing and answering give what they give with ours"
     import kaggle_versions                                              # tools/kaggle_versions.py
@@ -394,5 +416,5 @@ def _notebook_text(path: Path) -> Iterator[str]:
 
 CHECKS = {'export': export, 'clean': clean, 'as-run': as_run, 'size': size, 'readme': readme,
           'layers': layers, 'no-torch': no_torch, 'imports': imports, 'style': style, 'links': links,
-          'gpu-bench': gpu_bench, 'kaggle': kaggle, 'columns': columns, 'words': words,
+          'gpu-bench': gpu_bench, 'kaggle': kaggle, 'sdist': sdist, 'columns': columns, 'words': words,
           'prose-numbers': prose_numbers}

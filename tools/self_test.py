@@ -5,6 +5,7 @@ entry in CASES says which check must catch it, and what its fault must name.
 """
 import json
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,12 @@ def both(first: Callable, second: Callable) -> Callable[[Path], None]:
     return lambda root: [break_it(root) for break_it in (first, second)]
 
 
+def track(root: Path) -> None:
+    "A break that puts all files under version control"
+    for words in (['init', '-q'], ['add', '-A']):
+        subprocess.run(['git', *words], cwd=root, check=True)
+
+
 ERROR = {'output_type': 'error', 'ename': 'ValueError', 'evalue': '', 'traceback': []}
 MODULE = f'{repo_checks.PACKAGE}/physics/angles.py'
 DETECTOR = f'{repo_checks.PACKAGE}/physics/detector.py'
@@ -153,6 +160,7 @@ CASES = [                           # the check, what its fault must name, the b
     ('imports', 'fastcore', add(MODULE, 'from fastcore.basics import patch\n')),
     ('imports', 'import *', add(MODULE, 'from math import *\n')),
     ('gpu-bench', 'no card today', add('bench/gpu.py', 'raise SystemExit("no card today")\n')),
+    ('sdist', 'settings.ini is not in', both(add('setup.py', 'import setuptools as s\ns.setup()\n'), track)),
     ('kaggle', 'constraints-kaggle.txt', add(f'{repo_checks.PACKAGE}/kaggle.py', 'x = 1\n')),
     ('columns', '00a_angles', add_cell('#' * (repo_checks.MAX_COLUMNS + 1))),
     ('columns', 'tools/long.py', both(lambda root: (root/'tools').mkdir(),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'checksum', 'column_arrays', 'arrow_column', 'write_arrow', 'map_arrow', 'check_bytes', 'named_error',
-           'check_unpacked', 'read_frame']
+           'stored_values', 'check_unpacked', 'read_frame']
 
 # %% ../../nbs/appendix/arrow_files.ipynb #4fe69d77
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from .storage import written_whole
+from .storage import reason_of, written_whole
 
 # %% ../../nbs/appendix/arrow_files.ipynb #b3b1fcc1
 def checksum(about: dict[str, str], # what else the header says
@@ -101,13 +101,21 @@ def named_error(path: Path, # of the file
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip('.')
+        reason = reason_of(e).rstrip('.')
         raise ValueError(f'{path} is not a whole {what} ({reason}); {mend}') from None
 
 # %% ../../nbs/appendix/arrow_files.ipynb #285d07a9
 MOST_ROWS = 10_000_000             # that are read without a look at the size of the file
 
-def check_unpacked(rows: int, path: Path) -> None:
+def stored_values(metadata # of a `pyarrow.parquet.ParquetFile`
+    ) -> int:
+    "The most values that a column holds; of a list each item counts."
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    totals = [sum(group.column(c).num_values for group in groups) for c in range(metadata.num_columns)]
+    return max(totals, default=0)
+
+def check_unpacked(rows: int, # or values, where a row is a list
+                   path: Path) -> None:
     "ValueError for a file of many rows with less than a byte for each."
     size = path.stat().st_size
     if rows > MOST_ROWS and rows > size:
@@ -134,5 +142,5 @@ def read_frame(path: str|Path, # a parquet file
         return table.to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError, OverflowError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path} is not readable as parquet, perhaps cut short '
-                         f'({str(e).splitlines()[0].rstrip(".")}); '
+                         f'({reason_of(e).rstrip(".")}); '
                          'copy it again') from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_COLUMNS', 'room_for_comment', 'say_no_bar', 'Progress', 'print_line', 'fastprogress_bar', 'in_notebook',
-           'is_terminal', 'end_with_parent']
+           'is_terminal', 'end_with_parent', 'without_script', 'spawn_workers']
 
 # %% ../../nbs/appendix/progress.ipynb #cc1c5b91
 import multiprocessing
@@ -13,8 +13,9 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 # %% ../../nbs/appendix/progress.ipynb #c42d3151
@@ -112,3 +113,20 @@ def end_with_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
+
+# %% ../../nbs/appendix/progress.ipynb #6a1c0e65
+@contextmanager
+def without_script() -> Iterator[None]:
+    "Processes that are spawned inside do not import the script that this process runs."
+    main = sys.modules['__main__']
+    hidden = {name: vars(main)[name] for name in ('__file__', '__spec__') if name in vars(main)}
+    try:
+        main.__spec__ = None
+        vars(main).pop('__file__', None)
+        yield
+    finally:
+        vars(main).update(hidden)
+
+def spawn_workers(workers: int) -> ProcessPoolExecutor:
+    "Processes that end with this one. Give them their work inside of `without_script`: that starts them."
+    return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), end_with_parent)

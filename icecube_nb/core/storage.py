@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUFFIX', 'TEMPORARY', 'MAX_NAME_BYTES', 'DAY_SECONDS', 'AT_FDCWD', 'RENAME_EXCHANGE', 'VERSION', 'MOST_JSON',
-           'writing', 'temporary_name', 'try_lock', 'make_parent', 'sync', 'written_whole', 'is_running', 'in_use',
-           'remove_leftovers', 'sync_tree', 'exchange', 'put_in_place', 'failed_to_write', 'folder_written_whole',
-           'file_checksum', 'fingerprint', 'changed_ns', 'source_note', 'is_unchanged', 'is_moved', 'read_json',
-           'read_note', 'rewrite_note', 'lock_handle', 'locked', 'claimed']
+           'MOST_BYTES', 'reason_of', 'writing', 'temporary_name', 'try_lock', 'make_parent', 'sync', 'written_whole',
+           'is_running', 'in_use', 'remove_leftovers', 'sync_tree', 'exchange', 'put_in_place', 'failed_to_write',
+           'folder_written_whole', 'file_checksum', 'fingerprint', 'changed_ns', 'source_note', 'is_unchanged',
+           'is_moved', 'read_regular', 'read_json', 'read_note', 'check_archive', 'rewrite_note', 'lock_handle',
+           'locked', 'claimed']
 
 # %% ../../nbs/appendix/storage.ipynb #5a3e067d
 import ctypes
@@ -21,6 +22,7 @@ import secrets
 import shutil
 import stat
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,10 @@ from pathlib import Path
 import numpy as np
 
 # %% ../../nbs/appendix/storage.ipynb #28f15982
+def reason_of(error: BaseException) -> str: # one line
+    "The first line of an error's text; its kind if it has none."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
 @contextmanager
 def writing(path: Path # named in the error
     ) -> Iterator[None]:
@@ -35,7 +41,7 @@ def writing(path: Path # named in the error
     try:
         yield
     except OSError as e:
-        reason = e.strerror or str(e).splitlines()[0]
+        reason = e.strerror or reason_of(e)
         raise OSError(f'{path} cannot be written ({reason}); free space or choose another folder') from None
 
 # %% ../../nbs/appendix/storage.ipynb #86369459
@@ -263,19 +269,27 @@ def is_moved(path: Path, note: Mapping) -> bool:
 
 # %% ../../nbs/appendix/storage.ipynb #adcb8a9e
 MOST_JSON = 1 << 26                # bytes of a JSON file that is read
+MOST_BYTES = 1 << 34               # of any file that is read into memory as a whole
+
+def read_regular(path: Path, # perhaps from a stranger
+                 most: int = MOST_BYTES
+    ) -> bytes:
+    "The content of a file; ValueError for a pipe or a device, which may never end, or for too large a file."
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError(f'{path} is not a regular file; replace it by one')
+    if info.st_size > most:
+        raise ValueError(f'{path} has {info.st_size:,} bytes, too many to be read; copy it again')
+    return Path(path).read_bytes()
 
 def read_json(path: Path # perhaps from a stranger
     ) -> object: # what it holds
     "Read a JSON file; ValueError for what is no file, too large, too deeply nested or no JSON."
-    info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):
-        raise ValueError(f'{path} is not a regular file; replace it by one')
-    if info.st_size > MOST_JSON:
-        raise ValueError(f'{path} has {info.st_size:,} bytes, too many to be read; copy it again')
+    content = read_regular(path, MOST_JSON)
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError) as e:
-        reason = 'nested too deeply' if isinstance(e, RecursionError) else str(e).splitlines()[0][:100]
+        reason = 'nested too deeply' if isinstance(e, RecursionError) else reason_of(e)[:100]
         raise ValueError(f'{path} is broken ({reason}); copy it again') from None
 
 # %% ../../nbs/appendix/storage.ipynb #4845d14e
@@ -287,6 +301,19 @@ def read_note(path: Path # a JSON file of ours
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
+
+# %% ../../nbs/appendix/storage.ipynb #6a1c0e68
+def check_archive(path: Path # of `torch.save`, perhaps from a stranger
+    ) -> None:
+    "ValueError for what is no zip archive, or one that unpacks to more than its size."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, RecursionError) as e:
+        raise ValueError(f'it is no archive of torch.save: {e}') from None
+    unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > size:
+        raise ValueError(f'it unpacks {size:,} bytes to {unpacked:,}')
 
 # %% ../../nbs/appendix/storage.ipynb #228b268f
 def rewrite_note(path: Path, note: dict, # where it is, and what it says

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from .packed import PackedBatch, range_rows
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
-                                    event_seeds, find_events, find_feature_set, make_features, make_tokens,
-                                    thin_tokens, to_device, token_lengths)
-from .turns import Turns, turn_azimuth, turn_tokens
+                                    find_events, find_feature_set, make_features, make_tokens, thin_tokens,
+                                    to_device, token_lengths)
 
 # %% ../../nbs/01b_batching.ipynb #ccfadd64
 def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0
@@ -147,7 +146,8 @@ class Events(NamedTuple):
     file: np.ndarray    # (E,) int64, a key of the open files
     number: np.ndarray  # (E,) int64, the event's number in its file
     counts: np.ndarray  # (E, 2) int64 of `count_events`
-    key: np.ndarray     # (E,) int64, chooses the subset of a long event
+    key: np.ndarray     # (E,) int64, chooses the subset of a long event, together with its label
+    label: np.ndarray   # (E,) int64, the event's number in training, its event_id where it is answered
 
     def take(self, rows: np.ndarray) -> 'Events':
         "Some of them."
@@ -177,21 +177,16 @@ def read_tokens(files: dict[int, EventFile], events: Events
 def event_batch(files: dict[int, EventFile], # open files by number, on one device
                 events: Events, # at least one
                 feature_set: str, # a key of `pulses.FEATURE_SETS`
-                max_pulses: int, # longer events are thinned to this number of tokens
-                turns: Turns|None = None # how each event is turned; None: not at all
+                max_pulses: int # longer events are thinned to this number of tokens
     ) -> EventBatch: # on the files' device
     "Read events, choose their tokens and compute the features; the host never waits for the device."
     tokens = choose_tokens(read_tokens(files, events), events.counts, feature_set)
-    tokens = thin_tokens(tokens, max_pulses, events.number, events.key)
-    if turns is not None:
-        tokens = turn_tokens(tokens, turns)
+    tokens = thin_tokens(tokens, max_pulses, events.label, events.key)
     angles = np.empty((2, len(events.file)), np.float32)
     for f in np.unique(events.file):
         mine = events.file == f
         angles[0, mine] = files[f].packed.azimuth[events.number[mine]]
         angles[1, mine] = files[f].packed.zenith[events.number[mine]]
-    if turns is not None:
-        angles[0] = turn_azimuth(angles[0], turns)
     azimuth, zenith = to_device(angles, tokens.offsets.device)
     return EventBatch(make_features(tokens, feature_set), tokens.offsets, azimuth, zenith, events.number,
                       tokens.lengths)
@@ -212,7 +207,7 @@ def make_batch(packed: PackedBatch, # an open file
     "A batch of some events of one file."
     file, events = EventFile(packed, code_tables(sensors)), np.asarray(events, np.int64)
     key = np.full(len(events), rng.integers(1 << 63))
-    chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set), key)
+    chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set), key, events)
     chosen = in_order_of_length(chosen, feature_set, max_pulses)
     return event_batch({0: file}, chosen, feature_set, max_pulses)
 
@@ -234,13 +229,12 @@ def plan_inference(file: EventFile,
                    pulse_budget: int = 4096, # tokens a batch may hold
                    seed: int = 0 # of the subsets of long events
     ) -> list[Events]: # of each batch
-    "Which events go into which batch, in order of length."
+    "Which events go into which batch, in order of length; an event's subset depends on its event_id alone."
     events = np.asarray(events, np.int64)
     events = events[file.lengths(events) > 0]
-    key = np.random.default_rng([seed, 5, file.packed.batch_id]).integers(1 << 63, size=1)
-    key = event_seeds(key, [int(file.packed.about.get('first_event', 0))]) # of a part of a file
-    chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set),
-                    np.full(len(events), key[0]))
+    key = np.full(len(events), np.random.default_rng([seed, 5]).integers(1 << 63))
+    chosen = Events(np.zeros_like(events), events, count_events(file, events, feature_set), key,
+                    file.packed.event_id[events])
     lengths = np.minimum(token_lengths(chosen.counts, feature_set), max_pulses)
     return [chosen.take(rows) for rows in batches_by_pulses(lengths, pulse_budget)]
 

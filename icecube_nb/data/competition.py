@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.arrow_files import check_unpacked
-from ..core.storage import (fingerprint, is_unchanged, read_note, rewrite_note, source_note,
-                                     temporary_name, writing, written_whole)
+from ..core.storage import (fingerprint, is_unchanged, read_note, reason_of, rewrite_note,
+                                     source_note, temporary_name, writing, written_whole)
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5
@@ -104,7 +104,7 @@ def reading(path: Path # named in the error
     try:
         yield
     except (pa.ArrowException, OSError) as e:
-        raise ValueError(f'{path} cannot be read as parquet ({str(e).splitlines()[0].rstrip(".")}); '
+        raise ValueError(f'{path} cannot be read as parquet ({reason_of(e).rstrip(".")}); '
                          'it is truncated or damaged, copy it again') from None
 
 # %% ../../nbs/appendix/competition_files.ipynb #6f15cb24

@@ -28,7 +28,7 @@ from ..core.storage import claimed, fingerprint, read_note, remove_leftovers, wr
 from .convert_events import (MEANINGS, SCHEMA, DirectionCheck, Rows, Sensors, read_columns,
                                             read_places, rows_of)
 from .layouts import (SQLITE, EventChunk, Layout, Source, Table, database, event_chunks,
-                                     find_sources, quoted, tables_of)
+                                     find_sources, quoted, tables_of, whole_numbers)
 from ..physics.detector import ICE_FILE, read_ice
 
 # %% ../../nbs/appendix/convert.ipynb #2ba65478
@@ -298,11 +298,13 @@ def read_test_events(path: Path|None, layout: Layout) -> np.ndarray|None:
     "The event numbers in a table, ascending."
     if path is None:
         return None
+    if path.suffix.lower() in SQLITE:
+        raise ValueError(f'{path} is a database; give the event numbers in a .csv or .parquet file')
     table, = tables_of(path)
     column = layout.event or 'event_no'
     if column not in table.columns:
         raise ValueError(f'{path} has the columns {", ".join(table.columns)}, not {column}')
-    return np.unique(read_columns(table, [column])[column].astype(np.int64))
+    return np.unique(whole_numbers(read_columns(table, [column])[column], table, column))
 
 def check_options(direction: str|None, test_share: float, events_per_batch: int) -> None:
     "ValueError for an option out of range."

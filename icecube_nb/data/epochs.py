@@ -171,7 +171,8 @@ def choose_events(source: TrainingEvents, files: dict[int, EventFile], # those o
     for f, events in batches:
         counts = count_file(source, f, files[f])[events].astype(np.int64)
         key = np.random.default_rng([source.seed, 4, epoch, f]).integers(1 << 63)
-        parts.append((np.full(len(events), f), events.astype(np.int64), counts, np.full(len(events), key)))
+        numbers, keys = events.astype(np.int64), np.full(len(events), key)
+        parts.append((np.full(len(events), f), numbers, counts, keys, numbers))
     return Events(*(np.concatenate(column) for column in zip(*parts)))
 
 def read_batches(source: TrainingEvents,

@@ -25,6 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from ..core.arrow_files import check_unpacked, stored_values
+from ..core.storage import reason_of
 from .competition import reading
 
 # %% ../../nbs/appendix/layouts.ipynb #3ef346c2
@@ -117,6 +119,8 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
 def tables_of(path: Path) -> list[Table]:
     "The tables of a file; ValueError for a file of another kind, or a damaged one."
     suffix = path.suffix.lower()
+    if not path.is_file():
+        raise ValueError(f'{path} is no regular file; replace it by one, or take it away')
     if suffix in SQLITE:
         with database(path) as connection:
             names = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
@@ -129,6 +133,9 @@ def tables_of(path: Path) -> list[Table]:
             columns = tuple(file.schema.names)
     else:
         columns = parquet_columns(path)
+    for name in columns:
+        if columns.count(name) > 1:
+            raise ValueError(f'{path} has the column {name} twice; take one away')
     return [Table(path, re.sub(r'_\d+$', '', path.stem), columns)]
 
 @contextmanager
@@ -137,7 +144,7 @@ def reading_csv(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as e:
-        raise ValueError(f'{path} cannot be read as CSV ({str(e).splitlines()[0]}); write it again') from None
+        raise ValueError(f'{path} cannot be read as CSV ({reason_of(e)}); write it again') from None
 
 # %% ../../nbs/appendix/layouts.ipynb #afb4cbe3
 def holds_pulses(layout: Layout, table: Table) -> bool:
@@ -185,7 +192,8 @@ def input_files(inputs: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f'{path} does not exist; name the files with the events')
         inside = path.rglob('*') if path.is_dir() else [path]
-        found += sorted(p for p in inside if not path.is_dir() or p.suffix.lower() in SQLITE + FILES)
+        found += sorted(p for p in inside if not path.is_dir()
+                        or (p.suffix.lower() in SQLITE + FILES and not p.is_dir()))
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/appendix/layouts.ipynb #a7fc3dbf
@@ -244,7 +252,8 @@ FIRST_KEY = -2**63               # below every key
 def whole_numbers(values: np.ndarray, table: Table, column: str) -> np.ndarray: # (N,) int64
     "Event numbers, of any type that holds whole numbers; ValueError for others."
     try:
-        whole = np.asarray(values).astype(np.int64)
+        with np.errstate(invalid='ignore'):
+            whole = np.asarray(values).astype(np.int64)
         same = bool((whole == values).all())
     except (ValueError, TypeError, OverflowError):
         same = False
@@ -293,6 +302,7 @@ def arrow_batches(table: Table, columns: Iterable[str], after: int, rows: int
         return
     with reading(table.path):
         file = pq.ParquetFile(table.path, memory_map=True, pre_buffer=False)
+        check_unpacked(stored_values(file.metadata), table.path)
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         groups = np.flatnonzero(ends > after + 1).tolist()
         row = int(ends[groups[0] - 1]) if groups and groups[0] else 0

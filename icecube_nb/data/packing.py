@@ -8,11 +8,10 @@ __all__ = ['Job', 'read_meta', 'describe_bad', 'too_many_bad', 'read_sound', 'de
 
 # %% ../../nbs/appendix/packing_jobs.ipynb #688ccf79
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.progress import end_with_parent
+from ..core.progress import spawn_workers, without_script
 from ..core.storage import (changed_ns, fingerprint, is_moved, is_unchanged, read_note, rewrite_note,
                                      source_note, written_whole)
 from .angle_bins import fit_angle_bins
@@ -171,9 +170,9 @@ def run_jobs(jobs: list[Job],
     try:
         if workers > 1 and len(jobs) > 1:
             from icecube_nb.data import packing
-            pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context('spawn'),
-                                       end_with_parent)
-            futures = [pool.submit(packing.run_job, tuple(job)) for job in jobs]
+            pool = spawn_workers(min(workers, len(jobs)))
+            with without_script():
+                futures = [pool.submit(packing.run_job, tuple(job)) for job in jobs]
             results = (f.result() for f in as_completed(futures))
         else:
             results = map(run_job, jobs)
@@ -183,8 +182,7 @@ def run_jobs(jobs: list[Job],
             if progress:
                 progress(done, len(jobs), line)
     except BrokenProcessPool:
-        raise ChildProcessError('a packing process died: out of memory, or a script that calls prepare '
-                                'outside of `if __name__ == "__main__":`; use workers=1') from None
+        raise ChildProcessError('a packing process died, probably out of memory; use workers=1') from None
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)

@@ -140,7 +140,7 @@ def mix_bits(x: Tensor|np.ndarray # (...) int64
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 def event_seeds(key: np.ndarray, # (B,) int64, 0 to 2^63 - 1
-                number: np.ndarray # (B,) int64, the event's number in its file
+                number: np.ndarray # (B,) int64, of the event: in its file, or its event_id
     ) -> np.ndarray: # (B,) int64
     "Where each event's sequence of random numbers begins."
     return (np.asarray(number, np.int64) << 32)*np.int64(GOLDEN_RATIO) + key
@@ -176,7 +176,7 @@ def choose_subset(keep: Tensor, # (N,) bool, changed: False for what is left out
 # %% ../../nbs/01a_pulses.ipynb #c2aa9a65
 def thin_tokens(tokens: Tokens,
                 max_tokens: int, # longer events keep a subset of this size
-                number: np.ndarray, # (B,) int64, each event's number in its file
+                number: np.ndarray, # (B,) int64, of each event: in its file, or its event_id
                 key: np.ndarray # (B,) int64, 0 to 2^63 - 1, chooses the subset
     ) -> Tokens:
     "Thin long events: non-auxiliary tokens first, then a random subset."

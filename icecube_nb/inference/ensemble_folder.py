@@ -6,9 +6,10 @@
 __all__ = ['NEED', 'OPTIONAL', 'CHECKPOINT', 'ENSEMBLE_FILES', 'member_columns', 'check_same_events', 'members_table', 'bins_of',
            'fit_members_posterior', 'fit_ensemble', 'check_members', 'shared_rows', 'check_same_network',
            'save_ensemble', 'was_ensemble', 'copy_whole', 'is_ensemble', 'member_runs', 'read_ensemble_note',
-           'check_ensemble_files', 'load_ensemble', 'LoadedEnsemble', 'load_with_networks']
+           'check_ensemble_files', 'read_ids', 'load_ensemble', 'LoadedEnsemble', 'load_with_networks']
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #f0d50003
+import io
 import json
 import re
 import shutil
@@ -20,18 +21,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.outputs import check_folder, refuse_others
-from ..core.storage import (file_checksum, fingerprint, folder_written_whole, read_json, read_note,
-                                     written_whole)
+from ..core.storage import (file_checksum, fingerprint, folder_written_whole, read_json,
+                                     read_note, read_regular, reason_of, written_whole)
 from ..data.record import RECORD
-from .answer_options import read_options
-from .answers import (Dump, fold_of, network_of, open_dump, options_of_dump, true_directions,
-                                          usable_rows)
-from .boosters import read_forest
+from .answers import Dump, fold_of, network_of, open_dump, true_directions, usable_rows
+from .boosters import sound_booster
 from .cards import pick_devices
 from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, answers_in, candidate_table, fit_boosters,
                                            heads_and_vectors)
-from .predict import Predictor, load_predictor, load_predictors
+from .predict import Predictor, load_predictor
 from .stack import Stack, load_stack, read_stack_note, stack_answers
 from .summaries import SUMMARIES
 from .uncertainty import (Calibration, PosteriorWeights, fit_calibration,
@@ -121,8 +120,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     _, predicted_error, _ = answers_and_errors(ensemble, table, ids)
     ensemble.calibration = fit_calibration(predicted_error, error, pulses)
     with folder_written_whole(out, replace=True) as part:
-        options = [options_of_dump(dump) for dump in opened]
-        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, float(error.mean()), options)
+        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, float(error.mean()))
     return ensemble
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #15018e6a
@@ -147,8 +145,7 @@ def shared_rows(dumps: list[Dump], config: EnsembleConfig) -> np.ndarray: # (r,)
 # %% ../../nbs/appendix/ensemble_folder.ipynb #5a1e1f01
 def check_same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
     "ValueError unless the dump and the stack are of the weights that the run has now."
-    options = read_options(options_of_dump(dump), dump.files[0].parent)
-    now = load_predictor(run, 'cpu', options=options).number
+    now = load_predictor(run, 'cpu').number
     if network_of(dump) != now:
         raise ValueError(f'{dump.files[0].parent} was made with other weights than {run} has now; give runs '
                          f'and dumps in the same order, or dump again: `predict --run {run} --dump FOLDER`')
@@ -161,8 +158,7 @@ OPTIONAL = ('checksums.json', 'detector.json', 'detector.safetensors', RECORD) #
 CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', *OPTIONAL)
 
 def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_from: str,
-                  mean_error: float, # rad, of answers to events by boosters that did not see them
-                  options: list[str] # of each network's dump
+                  mean_error: float # rad, of answers to events by boosters that did not see them
     ) -> None:
     "Fill the folder: a copy of each member, boosters, event ids, ensemble.json."
     for i, run in enumerate(runs):
@@ -173,7 +169,7 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
             copy_whole(Path(stacks[i]), out/f'stack_{i}', ('weights.safetensors', 'stack.json'))
     for k, (fold, last) in enumerate(zip(ensemble.boosters, ensemble.error_boosters)):
         with written_whole(out/f'boosters_{k}.txt') as part:
-            part.write_text('\f'.join(b.text for b in (*fold, last)))
+            part.write_text('\f'.join(b.model_to_string() for b in (*fold, last)))
     with written_whole(out/'event_id.npy') as part:
         with open(part, 'wb') as file:
             np.save(file, ensemble.event_id)
@@ -184,8 +180,6 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
              'temperature': ensemble.temperature, 'pool': ensemble.posterior.weights,
              'points': ensemble.posterior.points, 'calibration': asdict(ensemble.calibration),
              'mean_error': mean_error, 'events': len(ensemble.event_id)}
-    if any(options):
-        about['options'] = options
     with written_whole(out/'ensemble.json') as part:
         part.write_text(json.dumps(about, indent=1) + '\n')
 
@@ -226,9 +220,7 @@ def read_ensemble_note(folder: Path) -> dict:
         counts = [about['members'], config.folds]
         lists = [about['names'], about['feature_names'], about['pool']]
         wanted = {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
-        options = about.get('options', [''])
-        sound = (about['version'] == 2 and isinstance(options, list) and all(isinstance(x, str) for x in options)
-                 and ('options' not in about or len(options) == about['members']) and about.keys() >= wanted
+        sound = (about['version'] == 2 and about.keys() >= wanted
                  and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
                  and all(isinstance(x, list) and x for x in lists))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -237,6 +229,7 @@ def read_ensemble_note(folder: Path) -> dict:
         raise ValueError(f'{folder/"ensemble.json"} is not an ensemble of this version; run `icecube-nb '
                          'ensemble` again')
     return about
+
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #f0d50012
 def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_note` of it
@@ -251,25 +244,37 @@ def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_no
         if not path.is_file() or file_checksum(path) != about['checksums'].get(path.name):
             raise ValueError(f'{path} is missing or damaged; copy it, or run `icecube-nb ensemble` again')
 
+def read_ids(path: Path) -> np.ndarray: # (E,) integer
+    "The events that an ensemble learned from; ValueError if the file holds something else."
+    try:
+        ids = np.load(io.BytesIO(read_regular(path)), allow_pickle=False)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f'{ids.ndim} dimensions of {ids.dtype}')
+    except (ValueError, OSError, EOFError, MemoryError, RecursionError, SyntaxError) as e:
+        raise ValueError(f'{path} holds no event ids ({reason_of(e)}); copy it, or run `icecube-nb ensemble` '
+                         'again') from None
+    return ids
+
 def load_ensemble(folder: str|Path) -> Ensemble:
     "Read the boosters, weights and calibration of an ensemble; errors name the file and the mend."
+    import lightgbm
     folder = Path(folder)
     about = read_ensemble_note(folder)
     check_ensemble_files(folder, about)
     folds = []
     for path in (folder/f'boosters_{k}.txt' for k in range(about['config']['folds'])):
-        forests = [read_forest(part, path) for part in path.read_text(errors='replace').split('\f')]
-        if len(forests) != len(about['names']) + 1:
-            raise ValueError(f'{path} holds {len(forests)} boosters for {len(about["names"])} candidates; '
+        texts = [sound_booster(part, path) for part in read_regular(path).decode(errors='replace').split('\f')]
+        if len(texts) != len(about['names']) + 1:
+            raise ValueError(f'{path} holds {len(texts)} boosters for {len(about["names"])} candidates; '
                              'copy it again')
-        folds.append(forests)
+        folds.append([lightgbm.Booster(model_str=text) for text in texts])
     bins = tuple(bins_of(folder/f'run_{i}') for i in range(about['members']))
     posterior = PosteriorWeights(tuple(about['pool']), bins, about['points'])
     calibration = about['calibration']
     return Ensemble(EnsembleConfig(**about['config']), tuple(about['names']), tuple(about['feature_names']),
                     [f[:-1] for f in folds], [f[-1] for f in folds], about['temperature'],
                     Calibration(tuple(calibration['shares']), calibration['curves']),
-                    np.load(folder/'event_id.npy'), posterior)
+                    read_ids(folder/'event_id.npy'), posterior)
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #69040b77
 class LoadedEnsemble(NamedTuple):
@@ -279,11 +284,6 @@ class LoadedEnsemble(NamedTuple):
     members: tuple[list[Predictor], ...]   # of each network: the run, and perhaps one for long events
     stacks: tuple[Stack|None, ...]
 
-    @property
-    def device(self) -> str:
-        "Where the posterior is computed: where the networks are."
-        return str(self.members[0][0].device) if self.members[0] else 'cpu'
-
 def load_with_networks(run: str|Path, # folder of the ensemble
                        device: str = 'auto', precision: str = 'auto'
     ) -> LoadedEnsemble:
@@ -292,9 +292,8 @@ def load_with_networks(run: str|Path, # folder of the ensemble
     if not is_ensemble(run):
         raise FileNotFoundError(f'{run} has no ensemble.json; make it with `icecube-nb ensemble`')
     about = read_ensemble_note(run)
-    given = about.get('options', ['']*about['members'])
-    networks = [load_predictors(run/f'run_{i}', run/f'long_{i}' if about['long_runs'] else None, device, precision,
-                                'torch', read_options(given[i], run/'ensemble.json'))
+    names = ('run', 'long') if about['long_runs'] else ('run',)
+    networks = [[load_predictor(run/f'{name}_{i}', device, precision) for name in names]
                 for i in range(about['members'])]
     place = str(pick_devices(device)[0][0])
     stacks = [load_stack(run/f'stack_{i}', place) if about['stacks'] else None

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..core.storage import reason_of
 from ..core.arrow_files import read_frame
 from ..data.competition import compare_event_ids
 from ..physics.angles import angular_error, direction_from_angles
@@ -299,7 +300,7 @@ def _read_table(path, batches=None) -> pd.DataFrame: # the file's columns, an in
             table = read_frame(path, filters=[('batch_id', 'in', list(batches))] if batches else None)
     except (ValueError, OSError) as error:
         raise ValueError(f'{path}: not a readable {path.suffix[1:]} file, perhaps cut short '
-                         f'({str(error).splitlines()[0]}); write it again') from error
+                         f'({reason_of(error)}); write it again') from error
     return rows_of_batches(table, batches, path) if batches else table
 
 def rows_of_batches(table: pd.DataFrame, batches, path) -> pd.DataFrame:

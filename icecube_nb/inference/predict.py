@@ -119,7 +119,8 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
         computed = load_engine(engine, folder/EXPORTED, identity, chosen)
         return Predictor(computed, config, bins, torch.device('cpu'), chosen, identity, engine, options)
     model = Model(config.model)
-    load_weights(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+    load_weights(model, tensors, folder/'weights.safetensors')
     places, _ = pick_devices(device)
     chosen = pick_precision(config.train.precision if precision == 'auto' else precision, places[0])
     first, *others = [Predictor(placed(model, place, chosen), config, bins.to(place), place, chosen, identity,

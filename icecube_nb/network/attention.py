@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.storage import reason_of
+
 # %% ../../nbs/02a_attention.ipynb #f311b27c
 def attention_loop(query: Tensor, key: Tensor, value: Tensor, # (N, H, D/H) each, packed
                    offsets: Tensor # (B+1,) first row of each event, and N
@@ -191,7 +193,7 @@ def trial_fault(kernel: Callable, # (query, key, value, int32 offsets, longest) 
                 gradient, = torch.autograd.grad(out.float().pow(2).sum(), qkv)
                 results.append((out.detach().cpu().float(), gradient.cpu().float()))
     except Exception as e:
-        return f'fails on a small batch: {(str(e).splitlines() or [type(e).__name__])[0]}'
+        return f'fails on a small batch: {reason_of(e)}'
     worst = max(float((a - b).abs().max()/b.abs().max()) for a, b in zip(*results))
     return '' if worst < 0.05 else f'is wrong on a small batch: {worst:.2g} of the largest number'
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -328,16 +329,19 @@ def count_parameters(model: nn.Module) -> int:
 
 # %% ../../nbs/02_model.ipynb #a68548c4
 def load_weights(model: Model, # changed in place
-                 weights: dict[str, Tensor] # name to tensor
+                 weights: dict[str, Tensor], # name to tensor
+                 source: str|Path = 'weights' # where they come from, named in the error
     ) -> Model: # the same model
     "Put `weights` into `model`; ValueError lists what is missing, too much or of another shape."
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if not (isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values())):
+        raise ValueError(f'{source} has no weights by name; copy it again')
     given = {k: tuple(v.shape) for k, v in weights.items()}
     faults = ([f'{k} is missing' for k in own if k not in given]
               + [f'{k} is unknown' for k in given if k not in own]
               + [f'{k} is {given[k]}, not {own[k]}' for k in own if k in given and given[k] != own[k]])
     if faults:
-        raise ValueError(f'weights do not fit the model ({len(faults)} faults): '
-                                f'{"; ".join(faults[:3])}; load them with the config they were saved with')
+        raise ValueError(f'{source}: the weights do not fit the model ({len(faults)} faults): '
+                         f'{"; ".join(faults[:3])}; load them with the config they were saved with')
     model.load_state_dict(weights)
     return model

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import ModelConfig
+from ..core.storage import check_archive, reason_of
 from .model import Model, load_weights
 
 # %% ../../nbs/appendix/published_weights.ipynb #c8fb52dd
@@ -70,14 +71,14 @@ def read_published(path: Path # a Lightning `.ckpt`
         raise FileNotFoundError(f'{path} does not exist; name a run folder or a published .ckpt')
     heads = {64: 2, 512: 8} # by width
     try:
+        check_archive(path)
         content = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
         weights = {published_name(k): v.float() for k, v in content.items()}
         width = len(weights['input.weight'])
         neck = weights['azimuth_head.weight'].shape[1] if width in heads else 0
         layers = 1 + max((int(k.split('.')[1]) for k in weights if k.startswith('blocks.')), default=-1)
     except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f'{path} is no published checkpoint ({reason}); it must hold a state_dict, and '
+        raise ValueError(f'{path} is no published checkpoint ({reason_of(e)}); it must hold a state_dict, and '
                          'nothing that needs code to load') from None
     if width not in heads:
         raise ValueError(f'{path} is {width} wide; the published networks are 64 or 512 wide')

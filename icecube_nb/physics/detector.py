@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.storage import reason_of
+
 # %% ../../nbs/00b_detector.ipynb #2c552b6c
 SPEED_OF_LIGHT_M_PER_NS = 0.299792458   # in vacuum, exact by the definition of the metre
 REFRACTIVE_INDEX = 1.33                 # of deep ice; one value for phase and group velocity (chosen)
@@ -254,7 +256,7 @@ def read_ice(
     try:
         table = pd.read_csv(path if text is None else io.StringIO(text), sep=r'\s+')
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is not a readable table ({str(error).strip().splitlines()[0]}): it needs a '
+        raise ValueError(f'{path} is not a readable table ({reason_of(error)}): it needs a '
                          f'line `{" ".join(columns)}`, and numbers below') from None
     if not isinstance(table.index, pd.RangeIndex):      # pandas takes the first ones for names of rows
         raise ValueError(f'{path} has rows of more than {len(table.columns)} numbers: '

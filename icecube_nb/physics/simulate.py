@@ -11,15 +11,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core.config import cache_folder
-from ..core.progress import end_with_parent
+from ..core.progress import spawn_workers, without_script
 from ..core.outputs import check_folder
 from ..core.storage import folder_written_whole, read_note
 from .detector import ICE_FILE, check_geometry, geometry_table, ice_table, ice_text
@@ -157,8 +155,9 @@ def write_batches(
             if progress:
                 progress(len(done), len(jobs))
         return done
-    with ProcessPoolExecutor(workers, get_context('spawn'), end_with_parent) as pool:
-        futures = {batch: pool.submit(write_batch, *job) for batch, job in jobs.items()}
+    with spawn_workers(workers) as pool:
+        with without_script():
+            futures = {batch: pool.submit(write_batch, *job) for batch, job in jobs.items()}
         for batch, future in futures.items():
             done[batch] = future.result()
             if progress:

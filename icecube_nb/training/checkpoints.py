@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DetectorRecord', 'folder_detector', 'check_files', 'save_checkpoint', 'find_checkpoint', 'check_finite',
-           'read_angle_bins', 'load_checkpoint', 'read_detector', 'check_detector', 'check_same_sensors',
-           'with_folder_ice', 'sensors_of_run']
+           'read_angle_bins', 'read_config', 'load_checkpoint', 'read_detector', 'check_detector', 'check_same_sensors',
+           'unlike_run', 'with_folder_ice', 'sensors_of_run']
 
 # %% ../../nbs/appendix/checkpoints.ipynb #5a3e0823
 import hashlib
 import json
 import re
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,9 +21,11 @@ import numpy as np
 from safetensors.numpy import load, load_file, save
 
 from ..core.config import Config, DataConfig, from_json, to_json
-from ..core.storage import file_checksum, folder_written_whole, read_json, read_note
-from ..data.competition import folder_ice
-from ..data.prepare import Prepared
+from ..core.storage import (MOST_JSON, file_checksum, folder_written_whole, read_json, read_note,
+                                     read_regular)
+from ..data.competition import folder_ice, split_train_meta
+from ..data.prepare import Prepared, prepare
+from ..data.record import SAMPLED_FILES, describe_unlike, read_record
 from ..physics.detector import (check_ice, describe_ice, ice_of_text, read_geometry,
                                          sensor_features)
 
@@ -134,6 +137,12 @@ def read_angle_bins(path: Path, config: Config # of the same checkpoint
     return bins
 
 # %% ../../nbs/appendix/checkpoints.ipynb #c9b9239e
+def read_config(checkpoint: Path # a checkpoint folder
+    ) -> Config:
+    "The settings of a checkpoint; errors name the file."
+    path = checkpoint/'config.json'
+    return from_json(read_regular(path, MOST_JSON).decode(errors='replace'), str(path))
+
 def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
     "Read the last checkpoint of `run`; ValueError names the file that is missing or broken and the mend."
@@ -143,7 +152,7 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
             raise ValueError(f'{folder} has no {name}, or one that is no file; copy the whole checkpoint '
                              'folder')
     check_files(folder)
-    config = from_json((folder/'config.json').read_text(errors='replace'), str(folder/'config.json'))
+    config = read_config(folder)
     try:
         weights = load_file(folder/'weights.safetensors')
     except Exception as e:
@@ -159,8 +168,8 @@ def read_detector(checkpoint: Path # a checkpoint folder
     if not (checkpoint/'detector.json').is_file():
         return None
     try:
-        note = json.loads((checkpoint/'detector.json').read_bytes())
-        tables = load((checkpoint/'detector.safetensors').read_bytes())
+        note = read_json(checkpoint/'detector.json')
+        tables = load(read_regular(checkpoint/'detector.safetensors', MOST_JSON))
         record = DetectorRecord(tables['geometry'], note['ice'])
         if record.geometry_hash != note['geometry']:
             raise ValueError
@@ -192,6 +201,29 @@ def check_same_sensors(run: Path, # a run that goes on
         raise ValueError(f'{run} learns with {known}, but is now given {here}; restore '
                          'sensor_geometry.csv, or begin a new run with --start-from')
 
+# %% ../../nbs/appendix/checkpoints.ipynb #6a1c0e61
+def unlike_run(run: str|Path, # a trained run
+               data: Path # sound competition files
+    ) -> list[str]: # a line for each difference
+    "How a folder differs from what a run has learned from; a few batch files are packed elsewhere for that."
+    checkpoint, found = find_checkpoint(run), {}
+    for meta in (data/f'{split}_meta.parquet' for split in ('train', 'test')):
+        if not meta.is_file():
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            ids = list(split_train_meta(meta, Path(place)/'meta'))
+            some = ids[::max(1, len(ids)//SAMPLED_FILES)]
+            split = meta.stem.removesuffix('_meta')
+            prepared = prepare(data, Path(place)/'packed', some, (split,), on_bad_event='skip')
+            files = (prepared.train | prepared.test).values()
+            lines = [describe_unlike(run, read_record(checkpoint), prepared, files)]
+            try:
+                check_detector(checkpoint, prepared)
+            except ValueError as e:
+                lines.append(str(e))
+            found |= {line.replace(str(prepared.folder), str(data)): None for line in lines if line}
+    return list(found)
+
 # %% ../../nbs/appendix/checkpoints.ipynb #4acacf15
 def with_folder_ice(config: Config, # of a run that is to begin, or to go on
                     prepared: Prepared, # the folder it learns from
@@ -199,8 +231,7 @@ def with_folder_ice(config: Config, # of a run that is to begin, or to go on
     ) -> Config:
     "The settings with the ice of the folder, or with that of the run if it has begun."
     try:
-        path = find_checkpoint(run)/'config.json'
-        ice = from_json(path.read_text(errors='replace'), str(path)).data.ice
+        ice = read_config(find_checkpoint(run)).data.ice
     except FileNotFoundError:
         ice = folder_ice(prepared.folder)
     return replace(config, data=replace(config.data, ice=ice))

@@ -350,7 +350,7 @@ def begin_state(prepared: Prepared, run: Path, config: Config, device: str, star
         state = new_state(config, angle_bins, device, processes, detector)
         for model in (state.model, state.average) if weights else ():
             if model is not None:
-                load_weights(model, weights)
+                load_weights(model, weights, start_from)
     state.record = record
     wait_for_all(processes) # all have read what there was
     if processes.rank == 0:

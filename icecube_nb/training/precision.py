@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..core.storage import reason_of
 from ..core.config import TrainConfig
 
 # %% ../../nbs/03b_precision.ipynb #5c460fde
@@ -65,7 +66,7 @@ def pick_device(name: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', 'mps'
     try:
         (torch.ones(8, 8, device='cuda') @ torch.ones(8, 8, device='cuda')).sum().item()
     except RuntimeError as e:
-        return torch.device('cpu'), f'device cpu, the GPU refuses a kernel: {str(e).splitlines()[0]}'
+        return torch.device('cpu'), f'device cpu, the GPU refuses a kernel: {reason_of(e)}'
     return torch.device('cuda'), f'device cuda, {torch.cuda.get_device_name()}'
 
 # %% ../../nbs/03b_precision.ipynb #90ff2497

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.config import from_json
 from ..core.outputs import check_folder
 from ..core.storage import remove_leftovers, written_whole
+from .checkpoints import read_config
 
 # %% ../../nbs/appendix/runs.ipynb #80a4ca65
 def append_log(run: str|Path, row: dict) -> dict: # the row
@@ -233,7 +233,7 @@ def summarise_run(run: str|Path # a run folder
     steps = [r for r in rows if 'events' in r]
     end = max(steps, key=lambda r: r.get('step', 0), default={})
     errors = [r['error'] for r in rows if 'error' in r]
-    preset = from_json((last/'config.json').read_text(), str(last/'config.json')).name if last else '?'
+    preset = read_config(last).name if last else '?'
     precision = next((r['precision'] for r in reversed(rows) if 'precision' in r), '?')
     counts = [end.get(name, 0) for name in ('step', 'events', 'seconds')]
     names = ('events_per_second', 'tflops', 'peak_share')
