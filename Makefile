@@ -19,12 +19,14 @@ test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="la
 run: $(STAMP)  ## run notebooks and save their outputs; NB="03_train 05_stack" ARGS="--flags slow", or ARGS=--stale
 	@$(VENV)/bin/python tools/run_notebook.py $(NB) $(ARGS)
 
-torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form: minutes, 2 GB of disk
-	@$(VENV)/bin/python tools/check.py 08_torture --flags slow --timeout 10800
+torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form, then `make fuzz`: 2 GB of disk
+	@$(VENV)/bin/python tools/check.py torture --flags slow --timeout 10800
+	@$(MAKE) fuzz
 
 MINUTES ?= 60
 fuzz: $(STAMP)  ## random command lines on damaged files; goes on where it ended; MINUTES=5 for a short look
 	@$(VENV)/bin/python tools/fuzz.py --minutes $(MINUTES) --out bench/results/fuzz.json
+	@$(VENV)/bin/python tools/fuzz_readers.py --minutes $(MINUTES) --out bench/results/fuzz_readers.json
 
 bench: $(STAMP)  ## measure each stage beside a padded reference, in one table; ARGS="--rounds 5"
 	@$(VENV)/bin/python bench/speed.py $(ARGS)

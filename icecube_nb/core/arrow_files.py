@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'checksum', 'column_arrays', 'arrow_column', 'write_arrow', 'map_arrow', 'check_bytes', 'named_error',
-           'stored_values', 'check_unpacked', 'read_frame']
+           'check_unpacked', 'read_frame']
 
 # %% ../../nbs/appendix/arrow_files.ipynb #4fe69d77
 import json
@@ -107,15 +107,7 @@ def named_error(path: Path, # of the file
 # %% ../../nbs/appendix/arrow_files.ipynb #285d07a9
 MOST_ROWS = 10_000_000             # that are read without a look at the size of the file
 
-def stored_values(metadata # of a `pyarrow.parquet.ParquetFile`
-    ) -> int:
-    "The most values that a column holds; of a list each item counts."
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    totals = [sum(group.column(c).num_values for group in groups) for c in range(metadata.num_columns)]
-    return max(totals, default=0)
-
-def check_unpacked(rows: int, # or values, where a row is a list
-                   path: Path) -> None:
+def check_unpacked(rows: int, path: Path) -> None:
     "ValueError for a file of many rows with less than a byte for each."
     size = path.stat().st_size
     if rows > MOST_ROWS and rows > size:

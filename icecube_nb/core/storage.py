@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUFFIX', 'TEMPORARY', 'MAX_NAME_BYTES', 'DAY_SECONDS', 'AT_FDCWD', 'RENAME_EXCHANGE', 'VERSION', 'MOST_JSON',
-           'MOST_BYTES', 'reason_of', 'writing', 'temporary_name', 'try_lock', 'make_parent', 'sync', 'written_whole',
-           'is_running', 'in_use', 'remove_leftovers', 'sync_tree', 'exchange', 'put_in_place', 'failed_to_write',
-           'folder_written_whole', 'file_checksum', 'fingerprint', 'changed_ns', 'source_note', 'is_unchanged',
-           'is_moved', 'read_regular', 'read_json', 'read_note', 'check_archive', 'rewrite_note', 'lock_handle',
-           'locked', 'claimed']
+           'MOST_BYTES', 'MOST_DIGITS', 'reason_of', 'writing', 'temporary_name', 'try_lock', 'make_parent', 'sync',
+           'written_whole', 'is_running', 'in_use', 'remove_leftovers', 'sync_tree', 'exchange', 'put_in_place',
+           'failed_to_write', 'folder_written_whole', 'file_checksum', 'fingerprint', 'changed_ns', 'source_note',
+           'is_unchanged', 'is_moved', 'read_regular', 'short_integer', 'read_json', 'read_note', 'check_archive',
+           'rewrite_note', 'lock_handle', 'locked', 'claimed']
 
 # %% ../../nbs/appendix/storage.ipynb #5a3e067d
 import ctypes
@@ -282,12 +282,20 @@ def read_regular(path: Path, # perhaps from a stranger
         raise ValueError(f'{path} has {info.st_size:,} bytes, too many to be read; copy it again')
     return Path(path).read_bytes()
 
+MOST_DIGITS = 40                   # of a whole number; no note of ours has more than 20
+
+def short_integer(digits: str) -> int:
+    "A whole number; ValueError for one that no other type of number can hold."
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f'a number of {len(digits)} digits')
+    return int(digits)
+
 def read_json(path: Path # perhaps from a stranger
     ) -> object: # what it holds
     "Read a JSON file; ValueError for what is no file, too large, too deeply nested or no JSON."
     content = read_regular(path, MOST_JSON)
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=short_integer)
     except (ValueError, RecursionError) as e:
         reason = 'nested too deeply' if isinstance(e, RecursionError) else reason_of(e)[:100]
         raise ValueError(f'{path} is broken ({reason}); copy it again') from None

@@ -27,6 +27,14 @@ class AngleBins:
         for name, values in vars(self).items():
             setattr(self, name, np.asarray(values, np.float64))
 
+    def sound(self) -> bool:
+        "Whether there are as many edges as centres, all finite, and the edges ascend from 0."
+        pairs = (self.azimuth_edges, self.azimuth_centres), (self.zenith_edges, self.zenith_centres)
+        whole = all(values.ndim == 1 and len(values) > 1 and np.isfinite(values).all()
+                    for pair in pairs for values in pair)
+        return whole and all(len(edges) == len(centres) and edges[0] == 0 and (np.diff(edges) > -1e-9).all()
+                             for edges, centres in pairs)
+
     def to_dict(self) -> dict[str, list[float]]:
         "Plain lists, for JSON or a checkpoint; `AngleBins(**d)` reads them back."
         return {name: values.tolist() for name, values in vars(self).items()}
@@ -41,9 +49,12 @@ class AngleBins:
         "Read bins back; ValueError for anything else."
         names = cls.__dataclass_fields__
         try:
-            return cls(**{n: v for n, v in json.loads(text).items() if n in names})
-        except (json.JSONDecodeError, TypeError, AttributeError, ValueError):
-            raise ValueError(f'these are not angle bins: {text[:40]!r}; write them with `to_json`') from None
+            bins = cls(**{n: v for n, v in json.loads(text).items() if n in names})
+            if bins.sound():
+                return bins
+        except (json.JSONDecodeError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
+            pass
+        raise ValueError(f'these are not angle bins: {text[:40]!r}; write them with `to_json`') from None
 
 # %% ../../nbs/01c_angle_bins.ipynb #5323eac8
 class FineHistogram:

@@ -182,7 +182,7 @@ def meta_rows(piece: pa.RecordBatch, # of a meta file
         if name in ('first_pulse_index', 'last_pulse_index'):
             column = column.fill_null(-(name[0] == 'l'))
         if name in ANGLES:
-            column = column.cast(pa.float64()).fill_null(np.nan) # `check_angles` will see it
+            column = column.cast(pa.float64(), safe=False).fill_null(np.nan) # `check_angles` will see it
         rows[name] = to_numpy(column, name, path, row)
     return rows
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..core.arrow_files import check_unpacked, stored_values
+from ..core.arrow_files import check_unpacked
 from ..core.storage import reason_of
 from .competition import reading
 
@@ -119,6 +119,8 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
 def tables_of(path: Path) -> list[Table]:
     "The tables of a file; ValueError for a file of another kind, or a damaged one."
     suffix = path.suffix.lower()
+    if suffix not in SQLITE + FILES:
+        raise ValueError(f'{path} is none of {", ".join(SQLITE + FILES)}; name the files with the events')
     if not path.is_file():
         raise ValueError(f'{path} is no regular file; replace it by one, or take it away')
     if suffix in SQLITE:
@@ -126,8 +128,6 @@ def tables_of(path: Path) -> list[Table]:
             names = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
             return [Table(path, name, tuple(row[1] for row in connection.execute(
                 f'PRAGMA table_info({quoted(name)})'))) for name, in names.fetchall()]
-    if suffix not in FILES:
-        raise ValueError(f'{path} is none of {", ".join(SQLITE + FILES)}; name the files with the events')
     if suffix == '.csv':
         with reading_csv(path), pyarrow.csv.open_csv(path) as file:
             columns = tuple(file.schema.names)
@@ -302,7 +302,7 @@ def arrow_batches(table: Table, columns: Iterable[str], after: int, rows: int
         return
     with reading(table.path):
         file = pq.ParquetFile(table.path, memory_map=True, pre_buffer=False)
-        check_unpacked(stored_values(file.metadata), table.path)
+        check_unpacked(file.metadata.num_rows, table.path)
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         groups = np.flatnonzero(ends > after + 1).tolist()
         row = int(ends[groups[0] - 1]) if groups and groups[0] else 0

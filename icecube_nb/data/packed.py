@@ -238,6 +238,12 @@ class PackedBatch:
         "The events that were left without pulses, by event_id, and what is wrong with each."
         return {int(event): fault for event, fault in json.loads(self.about.get('bad_events', '{}')).items()}
 
+    def check_about(self) -> None:
+        "KeyError, ValueError or AttributeError for a header that lacks something."
+        sound = all(isinstance(fault, str) for fault in self.bad_events.values())
+        if not (sound and int(self.about.get('rows_left_out', 0)) >= 0):
+            raise ValueError('its header is of another kind')
+
     def __reduce__(self):
         "Pickled as its path: another process maps the file itself."
         return load_packed, (self.path,)
@@ -256,7 +262,9 @@ def load_packed(path: str|Path, # a file that `prepare` wrote
         about, arrays = map_arrow(path, pa.schema(PACKED))
         if about.get('icecube_nb') != VERSION:
             raise ValueError(f'not of format version {VERSION}')
-        return PackedBatch(path, int(about['batch_id']), **arrays, about=about)
+        batch = PackedBatch(path, int(about['batch_id']), **arrays, about=about)
+        batch.check_about()
+        return batch
 
 # %% ../../nbs/appendix/packed_format.ipynb #1a97aaae
 def is_packed(path: Path) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from ..core.progress import spawn_workers, without_script
 from ..core.storage import (changed_ns, fingerprint, is_moved, is_unchanged, read_note, rewrite_note,
                                      source_note, written_whole)
-from .angle_bins import fit_angle_bins
+from .angle_bins import AngleBins, fit_angle_bins
 from .competition import (ANGLES, INDICES, check_angles, folder_ice, open_parquet, reading,
                                          split_train_meta)
 from .packed import PackedBatch, is_packed, load_packed, read_batch, to_float32, write_packed
@@ -123,7 +123,7 @@ def pack_batch(job: Job
                           *(name.encode() + values.tobytes() for name, values in meta.items()))
     try:
         old = load_packed(job.target, check=False) # its header alone: the rest is for whoever reads it
-        same = old.about['fingerprint'] == made_from and 'checksum' in old.about # the first files had none
+        same = old.about.get('fingerprint') == made_from and 'checksum' in old.about # not in the first
         if same and is_unchanged(job.source, old.about) and (job.skip or not old.bad_events):
             note_again(old, job.source)
             return f'{name}: unchanged{describe_bad(old.bad_events)}'
@@ -232,8 +232,10 @@ def keep_angle_bins(meta_path: Path, # train_meta.parquet
     path, made_from = folder/'angle_bins_128.json', fingerprint(meta_path)
     old = read_note(path)
     if old.get('fingerprint') == made_from and is_unchanged(meta_path, old):
-        rewrite_note(path, old, meta_path)
-        return
+        with suppress(ValueError): # a damaged file is made again
+            AngleBins.from_json(json.dumps(old))
+            rewrite_note(path, old, meta_path)
+            return
     noted, found = source_note(meta_path), fit_angle_bins(meta_path, skip=skip).to_dict()
     with written_whole(path) as part:
         part.write_text(json.dumps(found | {'fingerprint': made_from, **noted}))

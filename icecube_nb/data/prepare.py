@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.config import cache_folder
 from ..core.outputs import check_folder, mark_folder
-from ..core.storage import locked, read_note, remove_leftovers
+from ..core.storage import MOST_JSON, locked, read_note, read_regular, remove_leftovers
 from .angle_bins import AngleBins
 from .competition import folder_ice
 from .packing import keep_angle_bins, keep_detector, plan_jobs, remove_stale, run_jobs
@@ -46,7 +46,12 @@ class Prepared:
     def angle_bins(self) -> AngleBins|None:
         "The bins fitted to the training events; None if there were none to fit."
         path = self.folder/'angle_bins_128.json'
-        return AngleBins.from_json(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return AngleBins.from_json(read_regular(path, MOST_JSON).decode(errors='replace'))
+        except ValueError as e:
+            raise ValueError(f'{path} is damaged ({e}); remove it and run `prepare` again') from None
 
     def sensors(self) -> np.ndarray: # (S, 6) of `detector.sensor_features`
         "What a network is told about each sensor, by the geometry and the ice of this folder."

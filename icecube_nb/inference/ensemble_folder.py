@@ -25,7 +25,7 @@ from ..core.storage import (file_checksum, fingerprint, folder_written_whole, re
                                      read_note, read_regular, reason_of, written_whole)
 from ..data.record import RECORD
 from .answers import Dump, fold_of, network_of, open_dump, true_directions, usable_rows
-from .boosters import sound_booster
+from .boosters import read_forest
 from .cards import pick_devices
 from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, answers_in, candidate_table, fit_boosters,
@@ -72,7 +72,7 @@ def members_table(dumps: list[Dump], stacks: list[Stack|None], rows: np.ndarray,
 def bins_of(run: str|Path) -> Bins:
     "The angle classes of a run."
     config, _, angle_bins = load_checkpoint(run)
-    return make_bins(angle_bins, config.model.zenith_mirror)
+    return make_bins(angle_bins, config.model.zenith_mirror, f'the angle bins of {run}')
 
 def fit_members_posterior(runs: list[str|Path], dumps: list[Dump], stacks: list[Stack|None],
                           rows: np.ndarray, # (r,)
@@ -169,7 +169,7 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
             copy_whole(Path(stacks[i]), out/f'stack_{i}', ('weights.safetensors', 'stack.json'))
     for k, (fold, last) in enumerate(zip(ensemble.boosters, ensemble.error_boosters)):
         with written_whole(out/f'boosters_{k}.txt') as part:
-            part.write_text('\f'.join(b.model_to_string() for b in (*fold, last)))
+            part.write_text('\f'.join(b.text for b in (*fold, last)))
     with written_whole(out/'event_id.npy') as part:
         with open(part, 'wb') as file:
             np.save(file, ensemble.event_id)
@@ -244,6 +244,7 @@ def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_no
         if not path.is_file() or file_checksum(path) != about['checksums'].get(path.name):
             raise ValueError(f'{path} is missing or damaged; copy it, or run `icecube-nb ensemble` again')
 
+# %% ../../nbs/appendix/ensemble_folder.ipynb #6a1c0e91
 def read_ids(path: Path) -> np.ndarray: # (E,) integer
     "The events that an ensemble learned from; ValueError if the file holds something else."
     try:
@@ -257,17 +258,17 @@ def read_ids(path: Path) -> np.ndarray: # (E,) integer
 
 def load_ensemble(folder: str|Path) -> Ensemble:
     "Read the boosters, weights and calibration of an ensemble; errors name the file and the mend."
-    import lightgbm
     folder = Path(folder)
     about = read_ensemble_note(folder)
     check_ensemble_files(folder, about)
     folds = []
     for path in (folder/f'boosters_{k}.txt' for k in range(about['config']['folds'])):
-        texts = [sound_booster(part, path) for part in read_regular(path).decode(errors='replace').split('\f')]
-        if len(texts) != len(about['names']) + 1:
-            raise ValueError(f'{path} holds {len(texts)} boosters for {len(about["names"])} candidates; '
+        parts = read_regular(path).decode(errors='replace').split('\f')
+        forests = [read_forest(part, path) for part in parts]
+        if len(forests) != len(about['names']) + 1:
+            raise ValueError(f'{path} holds {len(forests)} boosters for {len(about["names"])} candidates; '
                              'copy it again')
-        folds.append([lightgbm.Booster(model_str=text) for text in texts])
+        folds.append(forests)
     bins = tuple(bins_of(folder/f'run_{i}') for i in range(about['members']))
     posterior = PosteriorWeights(tuple(about['pool']), bins, about['points'])
     calibration = about['calibration']
@@ -283,6 +284,11 @@ class LoadedEnsemble(NamedTuple):
     fingerprint: str
     members: tuple[list[Predictor], ...]   # of each network: the run, and perhaps one for long events
     stacks: tuple[Stack|None, ...]
+
+    @property
+    def device(self) -> str:
+        "Where the posterior is computed: where the networks are."
+        return str(self.members[0][0].device) if self.members[0] else 'cpu'
 
 def load_with_networks(run: str|Path, # folder of the ensemble
                        device: str = 'auto', precision: str = 'auto'

@@ -232,6 +232,7 @@ def same_form(given: object, own: object) -> bool: # both of nested dicts, lists
         return isinstance(given, Tensor) and (given.shape, given.dtype) == (own.shape, own.dtype)
     return type(given) is type(own)
 
+# %% ../../nbs/05_stack.ipynb #6a1c0e90
 def load_epoch(run: Path, made_from: str, stack: Stack, optimiser, schedule) -> int: # epochs done
     "Resume from the state that was saved, if there is one; ValueError if it is of another run."
     if not (run/'state.pt').is_file():

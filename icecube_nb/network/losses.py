@@ -33,15 +33,18 @@ class Bins(NamedTuple):
 
 # %% ../../nbs/02b_losses.ipynb #5e9f15af
 def make_bins(angle_bins: dict[str, list[float]], # edges and centres of azimuth and zenith, as kept on disk
-              mirror: int = 7 # mirrored zenith classes at either pole
+              mirror: int = 7, # mirrored zenith classes at either pole
+              source: str = 'angle bins' # named in the error
     ) -> Bins:
-    "Tensors from the numbers kept with the weights; ValueError if one of the four lists is not there."
+    "Tensors from the numbers kept with the weights; ValueError unless there are four lists that fit."
     names = ('azimuth_edges', 'azimuth_centres', 'zenith_edges', 'zenith_centres')
     for name in names:
         if name not in angle_bins:
-            raise ValueError(f'angle bins lack {name}; fit them again with `prepare`')
+            raise ValueError(f'{source} lack {name}; fit them again with `prepare`')
     azimuth_edges, azimuth_centres, zenith_edges, centre = (
         torch.tensor(np.asarray(angle_bins[n]), dtype=torch.float32) for n in names)
+    if (len(azimuth_edges), len(zenith_edges)) != (len(azimuth_centres), len(centre)):
+        raise ValueError(f'{source} have more edges than centres, or fewer; fit them again with `prepare`')
     below, above = -centre[:mirror].flip(0), 2*math.pi - centre[len(centre) - mirror:].flip(0)
     return Bins(azimuth_edges, azimuth_centres, zenith_edges, torch.cat([below, centre, above]), mirror)
 

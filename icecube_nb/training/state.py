@@ -280,6 +280,7 @@ def resume_state(run: Path, # run folder
     folder = find_checkpoint(run)
     kept, weights, angle_bins = load_checkpoint(folder)
     check_same(kept, config, run)
+    make_bins(angle_bins, config.model.zenith_mirror, f'the angle bins of {folder}') # raises
     state = new_state(config, angle_bins, device, processes, detector)
     weights = {k: torch.from_numpy(v) for k, v in weights.items()}
     load_weights(state.eval_model, weights, folder/'weights.safetensors')
