@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .packed import PackedBatch, range_rows
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
-                                    find_events, find_feature_set, make_features, make_tokens, thin_tokens,
-                                    to_device, token_lengths)
+                                    find_events, find_feature_set, make_features, make_tokens,
+                                    thin_tokens, to_device, token_lengths)
 
 # %% ../../nbs/01b_batching.ipynb #ccfadd64
 def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0

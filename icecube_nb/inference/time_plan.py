@@ -88,8 +88,7 @@ def write_part(packed: PackedBatch, start: int, stop: int, # events
     bad = {str(k): v for k, v in packed.bad_events.items() if k in set(packed.event_id[rows].tolist())}
     about = {k: v for k, v in packed.about.items() if k not in ('icecube_nb', 'content', 'checksum')}
     about |= {'fingerprint': fingerprint(packed.about['fingerprint'], str(start), str(stop)),
-              'bad_events': json.dumps(bad),
-              'first_event': str(start)}                # so that a long event is thinned as in the whole file
+              'bad_events': json.dumps(bad)}
     write_packed(path, packed.event_id[rows], packed.azimuth[rows], packed.zenith[rows],
                  packed.first_time_ns[rows], packed.offsets[start:stop + 1] - first,
                  packed.pulses[first:packed.offsets[stop]], about)
