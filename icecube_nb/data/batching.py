@@ -22,6 +22,7 @@ from .packed import PackedBatch, range_rows
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
                                     find_events, find_feature_set, make_features, make_tokens,
                                     thin_tokens, to_device, token_lengths)
+from .turns import Turns, turn_azimuth, turn_tokens
 
 # %% ../../nbs/01b_batching.ipynb #ccfadd64
 def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0
@@ -177,16 +178,21 @@ def read_tokens(files: dict[int, EventFile], events: Events
 def event_batch(files: dict[int, EventFile], # open files by number, on one device
                 events: Events, # at least one
                 feature_set: str, # a key of `pulses.FEATURE_SETS`
-                max_pulses: int # longer events are thinned to this number of tokens
+                max_pulses: int, # longer events are thinned to this number of tokens
+                turns: Turns|None = None # how each event is turned; None: not at all
     ) -> EventBatch: # on the files' device
     "Read events, choose their tokens and compute the features; the host never waits for the device."
     tokens = choose_tokens(read_tokens(files, events), events.counts, feature_set)
     tokens = thin_tokens(tokens, max_pulses, events.label, events.key)
+    if turns is not None:
+        tokens = turn_tokens(tokens, turns)
     angles = np.empty((2, len(events.file)), np.float32)
     for f in np.unique(events.file):
         mine = events.file == f
         angles[0, mine] = files[f].packed.azimuth[events.number[mine]]
         angles[1, mine] = files[f].packed.zenith[events.number[mine]]
+    if turns is not None:
+        angles[0] = turn_azimuth(angles[0], turns)
     azimuth, zenith = to_device(angles, tokens.offsets.device)
     return EventBatch(make_features(tokens, feature_set), tokens.offsets, azimuth, zenith, events.number,
                       tokens.lengths)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'NOBODYS_SHARE', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor',
-           'placed', 'fill_rows', 'compute_answers', 'map_batches', 'answer_events', 'fallback_direction',
-           'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction', 'count_answers',
-           'files_to_answer', 'predict', 'own_files', 'check_files', 'check_detectors', 'bad_events',
-           'warn_about_events', 'check_answered', 'answer_files', 'answers_fingerprint']
+           'placed', 'fill_rows', 'compute_answers', 'compute_turned', 'map_batches', 'answer_events',
+           'fallback_direction', 'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction',
+           'count_answers', 'files_to_answer', 'load_predictors', 'predict', 'own_files', 'check_files',
+           'check_detectors', 'bad_events', 'warn_about_events', 'check_answered', 'answer_files',
+           'answers_fingerprint']
 
 # %% ../../nbs/04_infer.ipynb #aa2c2fbe
 import hashlib
@@ -29,11 +30,13 @@ from ..core.config import Config
 from ..core.cpu_workers import CpuWorkerPool
 from ..core.outputs import check_file, check_folder, working_folder
 from ..core.storage import fingerprint, remove_leftovers
-from ..data.batching import EventBatch, EventFile, Events, event_batch, plan_inference, prefetch
+from ..data.batching import EventBatch, EventFile, Events, plan_inference, prefetch
 from ..data.packed import PackedBatch, load_packed
 from ..data.prepare import Prepared, prepare
 from ..data.pulses import code_tables
 from ..data.record import describe_unlike, read_record
+from .answer_options import (AnswerOptions, TurnedReader, kept_options, mean_over_turns,
+                                                 turned_reader)
 from .answers import fingerprint_of, is_dump, read_answers, write_answers
 from .cards import DevicePool, Processes, own_batches, pick_devices, started_together
 from .evaluate import constant_guess
@@ -60,6 +63,7 @@ class Predictor:
     precision: str          # a key of `precision.PRECISION`
     fingerprint: str        # hash of weights and settings
     engine: str = 'torch'   # what computes, a key of `engines.available_engines`
+    options: AnswerOptions = AnswerOptions() # turns, and limit of pulses
     copies: tuple['Predictor', ...] = () # the same run on further devices, which share the work
 
     @property
@@ -67,12 +71,14 @@ class Predictor:
         "One line that says what runs where."
         places = ' and '.join(str(each.device) for each in (self, *self.copies))
         by = '' if self.engine == 'torch' else f' by {self.engine}'
-        return f'{self.config.name} on {places} in {self.precision}{by}'
+        return f'{self.config.name} on {places} in {self.precision}{by}{self.options}'
 
     @property
     def number(self) -> int: # 60 bits of the fingerprint
-        "The number by which a dump says which network answered."
-        return int(self.fingerprint[:15], 16)
+        "The number by which a dump says which network answered; with another limit of pulses it is another."
+        limit = self.options.max_pulses
+        made_of = fingerprint(self.fingerprint, str(limit)) if limit else self.fingerprint
+        return int(made_of[:15], 16)
 
 # %% ../../nbs/04_infer.ipynb #2d5c6d83
 EXPORTED = 'model.onnx'   # beside the weights, in the checkpoint folder
@@ -99,23 +105,26 @@ def weights_fingerprint(folder: Path, # a checkpoint
 def load_predictor(run: str|Path, # run folder, or one of its checkpoints
                    device: str = 'auto', # as in `pick_devices`; on several, copies share the work
                    precision: str = 'auto', # `fp32`, `fp16`, `bf16`; `auto`: as the run was trained
-                   engine: str = 'torch' # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
+                   engine: str = 'torch', # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
+                   options: AnswerOptions = AnswerOptions() # turns, and limit of pulses; default: as a bundle says
     ) -> Predictor:
     "Load the last checkpoint of a run; errors as in `load_checkpoint` and `load_weights`."
     folder = find_checkpoint(run)
     config, weights, angle_bins = load_checkpoint(folder)
+    options = (kept_options(folder) if options == AnswerOptions() else options).for_run(config.data)
     identity = weights_fingerprint(folder, weights)
     bins = make_bins(angle_bins, config.model.zenith_mirror, f'the angle bins of {folder}')
     if engine != 'torch':
         chosen = 'fp32' if precision == 'auto' else precision
         computed = load_engine(engine, folder/EXPORTED, identity, chosen)
-        return Predictor(computed, config, bins, torch.device('cpu'), chosen, identity, engine)
+        return Predictor(computed, config, bins, torch.device('cpu'), chosen, identity, engine, options)
     model = Model(config.model)
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     load_weights(model, tensors, folder/'weights.safetensors')
     places, _ = pick_devices(device)
     chosen = pick_precision(config.train.precision if precision == 'auto' else precision, places[0])
-    first, *others = [Predictor(placed(model, place, chosen), config, bins.to(place), place, chosen, identity)
+    first, *others = [Predictor(placed(model, place, chosen), config, bins.to(place), place, chosen, identity,
+                                 options=options)
                       for place in places]
     return replace(first, copies=tuple(others))
 
@@ -155,10 +164,18 @@ def compute_answers(predictor: Predictor, batch: EventBatch, # on its device
         answers |= {k: x.float().cpu().numpy() for k, x in output.items()}
     return answers, batch.event
 
+def compute_turned(predictor: Predictor, batches: list[EventBatch], # of each turn, on its device
+                   reader: TurnedReader, decode: str, dump: bool
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]: # as `compute_answers`
+    "Answers averaged over turns; what is dumped beside them is of the events as they are."
+    answers, numbers = compute_answers(predictor, batches[0], decode, dump)
+    others = [compute_answers(predictor, batch, decode, False)[0] for batch in batches[1:]]
+    return answers | (mean_over_turns([answers, *others], reader) if others else {}), numbers
+
 # %% ../../nbs/04_infer.ipynb #f0f50020
 def map_batches(predictor: Predictor, plan: Iterable[Events], # the events of each batch
-                build: Callable[[Predictor, Events], EventBatch],
-                compute: Callable[[Predictor, EventBatch], tuple]
+                build: Callable[[Predictor, Events], list[EventBatch]],
+                compute: Callable[[Predictor, list[EventBatch]], tuple]
     ) -> Iterator: # what `compute` gives, in the order of the plan
     "Build and compute batches on all devices of a predictor, or on all cores."
     if predictor.engine != 'torch':
@@ -187,12 +204,13 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
     place[events] = np.arange(len(events))
     devices = {each.device for each in (predictor, *predictor.copies)}
     files = {device: EventFile(packed, code_tables(sensors, device)) for device in devices}
-    features, most = predictor.config.model.features, predictor.config.data.max_pulses
+    config = predictor.config
+    reader = turned_reader(predictor.options, sensors, config.model.features, config.data)
     on_cpu = predictor.engine == 'torch' and predictor.device.type == 'cpu'
     budget = PULSE_BUDGET['cpu' if on_cpu else 'cuda']
-    plan = plan_inference(files[predictor.device], events, features, most, budget)
-    build = lambda replica, chosen: event_batch({0: files[replica.device]}, chosen, features, most)
-    compute = partial(compute_answers, decode=decode, dump=dump)
+    plan = plan_inference(files[predictor.device], events, reader.features, reader.max_pulses, budget)
+    build = lambda replica, chosen: reader.read(files[replica.device], chosen)
+    compute = partial(compute_turned, reader=reader, decode=decode, dump=dump)
     with closing(map_batches(predictor, plan, build, compute)) as results:
         for answers, numbers in results:
             if stop and stop(done):
@@ -323,6 +341,21 @@ def files_to_answer(data: Path, # competition-format folder
     prepared = prepare(data, batches=batches, splits=splits, on_bad_event='skip')
     return prepared, prepared.test if batches is None else prepared.train | prepared.test
 
+# %% ../../nbs/04_infer.ipynb #c5c43101
+def load_predictors(run: str|Path, long_run: str|Path|None, # the second for long events, if there is one
+                    device: str, precision: str, engine: str, options: AnswerOptions
+    ) -> list[Predictor]: # of the run, and of the one for long events
+    "Load what answers; ValueError for a limit of pulses that no event would come under."
+    found = [load_predictor(run, device, precision, engine, options)]
+    if long_run is None:
+        return found
+    found.append(load_predictor(long_run, device, precision, engine, replace(options, max_pulses=None)))
+    first, long = found
+    if first.options.max_pulses and long.config.data.min_pulses <= AnswerOptions().limit(first.config.data):
+        raise ValueError(f'--max-pulses has no use beside --long-run {long_run}, which answers all events of '
+                         f'{long.config.data.min_pulses} pulses and more; leave it out')
+    return found
+
 # %% ../../nbs/04_infer.ipynb #f0f50003
 def predict(data: str|Path, # competition-format folder with test files
             run: str|Path, # of the model
@@ -336,18 +369,18 @@ def predict(data: str|Path, # competition-format folder with test files
             batches: list[int]|None = None, # batch ids of either split, for a dump; None: all test batches
             progress: Callable[[int, int, str], None]|None = None, # (events done, of how many, comment)
             deadline: Deadline|None = None, # after which a cheaper method answers
-            other_detector: bool = False # answer events of another detector than the run's all the same
+            other_detector: bool = False, # answer events of another detector than the run's all the same
+            options: AnswerOptions = AnswerOptions() # turns, and limit of pulses
     ) -> Prediction:
     """Answer all test events, batch file by batch file; run it again to resume.
 
-    An event without usable pulses gets a fixed direction and counts as unanswered. Processes that `torchrun`
-    started share the batch files."""
+    An event without usable pulses counts as unanswered. Processes of `torchrun` share the batch files."""
     data, output, processes = Path(data), check_file(out, 'predict'), started_together()
     kept = check_folder(dump, 'dump', is_dump) if dump else None
     runs = [run] if long_run is None else [run, long_run]
-    predictors = [load_predictor(each, device, precision, engine) for each in runs]
+    predictors = load_predictors(run, long_run, device, precision, engine, options)
     prepared, files = files_to_answer(data, batches)
-    check_detectors(runs, prepared, other_detector)
+    check_detectors(runs, prepared, other_detector, predictors)
     sample = check_files(files, data, batches is None)
     if processes.rank == 0:
         warn_about_events(runs, prepared, files)
@@ -386,10 +419,14 @@ def check_files(files: dict[int, Path], # batch_id to packed file
     ids = [load_packed(path, check=False).event_id for path in files.values()]
     return check_events(np.concatenate(ids), data)
 
-def check_detectors(runs: Iterable[str|Path], prepared: Prepared, other_detector: bool) -> None:
-    "ValueError if the events come from another detector than a run learned for, unless that is asked for."
+def check_detectors(runs: Iterable[str|Path], prepared: Prepared, other_detector: bool,
+                    predictors: Iterable[Predictor] # that answer
+    ) -> None:
+    "ValueError for events of another detector than a run learned for, or for turns that it does not allow."
     for run in runs:
         check_detector(run, prepared, other_detector)
+    for each in predictors:
+        turned_reader(each.options, prepared.sensors(), each.config.model.features, each.config.data)
 
 def bad_events(files: dict[int, Path]) -> tuple[str, ...]: # batch_id to packed file; a line each
     "What is wrong with the events that were left without pulses."
@@ -444,7 +481,7 @@ def answer_files(files: dict[int, Path], # batch_id to packed file
             if dump:
                 columns |= event_summaries(packed, position) | {
                     'true_azimuth': packed.azimuth, 'true_zenith': packed.zenith}   # NaN in a test batch
-            write_answers(target, columns, wanted)
+            write_answers(target, columns, wanted, predictors[0].options.to_json())
         before += len(packed)
         if progress:
             progress(before, total, f'batch {batch_id}')
@@ -455,7 +492,7 @@ def answers_fingerprint(packed: PackedBatch, predictors: list[Predictor], decode
     "Hash of what a file of answers is made from; its text is that of version 0.1, whose files stay valid."
     def words(p):
         by = '' if p.engine == 'torch' else f' by {p.engine}'
-        return f'{p.fingerprint} {p.config.name} on {p.device.type} in {p.precision}{by}'
+        return f'{p.fingerprint} {p.config.name} on {p.device.type} in {p.precision}{by}{p.options}'
     events = packed.about.get('fingerprint', '') + packed.about.get('content', '')  # version 0.1: none
     return fingerprint(events, *map(words, predictors), decode,
                        answer or predictors[0].config.model.outputs[0], 'by_cheap',
