@@ -34,7 +34,7 @@ import torch
 # %% ../nbs/06_kaggle.ipynb #06f90010
 from . import __version__
 from .physics.angles import angular_error
-from .core.config import Config, from_json
+from .core.config import Config
 from .training.checkpoints import find_checkpoint, load_checkpoint, read_detector, sensors_of_run
 from .physics.detector import ICE_FILE, geometry_table, ice_of_text
 from .inference.answer_options import OPTIONS_FILE, AnswerOptions
@@ -173,7 +173,7 @@ def write_check(folder: Path, # to be made
                 events: int = 200
     ) -> None:
     "Simulate events in the detector and ice of the main run, and note how each run answers them."
-    ice = ice_of_text(from_json((runs[0]/'config.json').read_text()).data.ice)
+    ice = ice_of_text(load_checkpoint(runs[0])[0].data.ice)
     with tempfile.TemporaryDirectory() as place:
         data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice,
                              geometry=geometry_of_run(runs[0]))
@@ -354,7 +354,7 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
         check_submission(done.out, data/'sample_submission.parquet')
         found = pd.read_csv(done.out)
     known = pd.read_csv(source/'answers_main.csv').set_index('event_id').reindex(originals)
-    config = from_json((bundle_here.run('main')/'config.json').read_text())
+    config, *_ = load_checkpoint(bundle_here.run('main'))
     meta = pd.read_parquet(source/'test_meta.parquet').set_index('event_id').reindex(originals)
     whole = (meta['last_pulse_index'] - meta['first_pulse_index'] < config.data.max_pulses).to_numpy()
     angles = (table[column].to_numpy() for table in (known, found) for column in ('azimuth', 'zenith'))

@@ -8,6 +8,7 @@ __all__ = ['COMPETITION', 'ACCELERATOR', 'LARGE', 'WHOLE_FILE', 'EVENTS_AT_ONCE'
            'write_copies', 'write_whole_files']
 
 # %% ../nbs/appendix/kaggle_files.ipynb #f0990003
+import os
 import re
 import shutil
 import tempfile
@@ -96,7 +97,7 @@ def open_bundle(folder: str|Path) -> Bundle:
         raise ValueError(f'{manifest} is damaged; upload the bundle again') from None
     for name, size, digest in listed:
         path = folder/name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise ValueError(f'{manifest} lists {name}, which is outside of the bundle; upload the bundle '
                              'again')
         if path.suffix == '.whl' and not path.is_file():
