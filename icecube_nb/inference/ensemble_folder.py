@@ -24,13 +24,15 @@ from ..core.outputs import check_folder, refuse_others
 from ..core.storage import (file_checksum, fingerprint, folder_written_whole, read_json,
                                      read_note, read_regular, reason_of, written_whole)
 from ..data.record import RECORD
-from .answers import Dump, fold_of, network_of, open_dump, true_directions, usable_rows
+from .answer_options import read_options
+from .answers import (Dump, fold_of, network_of, open_dump, options_of_dump, true_directions,
+                                          usable_rows)
 from .boosters import read_forest
 from .cards import pick_devices
 from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, answers_in, candidate_table, fit_boosters,
                                            heads_and_vectors)
-from .predict import Predictor, load_predictor
+from .predict import Predictor, load_predictor, load_predictors
 from .stack import Stack, load_stack, read_stack_note, stack_answers
 from .summaries import SUMMARIES
 from .uncertainty import (Calibration, PosteriorWeights, fit_calibration,
@@ -120,7 +122,8 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     _, predicted_error, _ = answers_and_errors(ensemble, table, ids)
     ensemble.calibration = fit_calibration(predicted_error, error, pulses)
     with folder_written_whole(out, replace=True) as part:
-        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, float(error.mean()))
+        options = [options_of_dump(dump) for dump in opened]
+        save_ensemble(ensemble, part, runs, stacks, long_runs, wanted, float(error.mean()), options)
     return ensemble
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #15018e6a
@@ -145,7 +148,8 @@ def shared_rows(dumps: list[Dump], config: EnsembleConfig) -> np.ndarray: # (r,)
 # %% ../../nbs/appendix/ensemble_folder.ipynb #5a1e1f01
 def check_same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
     "ValueError unless the dump and the stack are of the weights that the run has now."
-    now = load_predictor(run, 'cpu').number
+    options = read_options(options_of_dump(dump), dump.files[0].parent)
+    now = load_predictor(run, 'cpu', options=options).number
     if network_of(dump) != now:
         raise ValueError(f'{dump.files[0].parent} was made with other weights than {run} has now; give runs '
                          f'and dumps in the same order, or dump again: `predict --run {run} --dump FOLDER`')
@@ -158,7 +162,8 @@ OPTIONAL = ('checksums.json', 'detector.json', 'detector.safetensors', RECORD) #
 CHECKPOINT = ('weights.safetensors', 'config.json', 'angle_bins.json', *OPTIONAL)
 
 def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_from: str,
-                  mean_error: float # rad, of answers to events by boosters that did not see them
+                  mean_error: float, # rad, of answers to events by boosters that did not see them
+                  options: list[str] # of each network's dump
     ) -> None:
     "Fill the folder: a copy of each member, boosters, event ids, ensemble.json."
     for i, run in enumerate(runs):
@@ -180,6 +185,8 @@ def save_ensemble(ensemble: Ensemble, out: Path, runs, stacks, long_runs, made_f
              'temperature': ensemble.temperature, 'pool': ensemble.posterior.weights,
              'points': ensemble.posterior.points, 'calibration': asdict(ensemble.calibration),
              'mean_error': mean_error, 'events': len(ensemble.event_id)}
+    if any(options):
+        about['options'] = options
     with written_whole(out/'ensemble.json') as part:
         part.write_text(json.dumps(about, indent=1) + '\n')
 
@@ -220,7 +227,9 @@ def read_ensemble_note(folder: Path) -> dict:
         counts = [about['members'], config.folds]
         lists = [about['names'], about['feature_names'], about['pool']]
         wanted = {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
-        sound = (about['version'] == 2 and about.keys() >= wanted
+        options = about.get('options', [''])
+        sound = (about['version'] == 2 and isinstance(options, list) and all(isinstance(x, str) for x in options)
+                 and ('options' not in about or len(options) == about['members']) and about.keys() >= wanted
                  and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
                  and all(isinstance(x, list) and x for x in lists))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -229,7 +238,6 @@ def read_ensemble_note(folder: Path) -> dict:
         raise ValueError(f'{folder/"ensemble.json"} is not an ensemble of this version; run `icecube-nb '
                          'ensemble` again')
     return about
-
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #f0d50012
 def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_note` of it
@@ -298,8 +306,9 @@ def load_with_networks(run: str|Path, # folder of the ensemble
     if not is_ensemble(run):
         raise FileNotFoundError(f'{run} has no ensemble.json; make it with `icecube-nb ensemble`')
     about = read_ensemble_note(run)
-    names = ('run', 'long') if about['long_runs'] else ('run',)
-    networks = [[load_predictor(run/f'{name}_{i}', device, precision) for name in names]
+    given = about.get('options', ['']*about['members'])
+    networks = [load_predictors(run/f'run_{i}', run/f'long_{i}' if about['long_runs'] else None, device, precision,
+                                'torch', read_options(given[i], run/'ensemble.json'))
                 for i in range(about['members'])]
     place = str(pick_devices(device)[0][0])
     stacks = [load_stack(run/f'stack_{i}', place) if about['stacks'] else None
