@@ -420,7 +420,7 @@ def check_files(files: dict[int, Path], # batch_id to packed file
     return check_events(np.concatenate(ids), data)
 
 def check_detectors(runs: Iterable[str|Path], prepared: Prepared, other_detector: bool,
-                    predictors: Iterable[Predictor] # that answer
+                    predictors: Iterable[Predictor] = () # that answer
     ) -> None:
     "ValueError for events of another detector than a run learned for, or for turns that it does not allow."
     for run in runs:
