@@ -64,7 +64,8 @@ def spoiled_folder(name: str, usual: Path) -> Path:
 
 def answer_errors(data: Path, run: Path) -> tuple[pd.DataFrame, np.ndarray]:
     "Truth and angular error [rad] of each test event."
-    done = predict(data, run, FOLDER/f'{data.name}.csv', device='cpu', other_detector=True)  # other ice is meant
+    out = FOLDER/f'{data.name}.csv'
+    done = predict(data, run, out, device='cpu', other_detector=True)       # the other ice is meant
     answer = pd.read_csv(done.out).set_index('event_id')
     truth = pd.read_parquet(data/'test_truth.parquet')
     answer = answer.loc[truth.event_id]
@@ -77,7 +78,8 @@ def by_pulses(truth: pd.DataFrame, errors: np.ndarray) -> pd.DataFrame:
     rows = []
     for name, (low, high) in SLICES.items():
         part = errors[(truth.pulses >= low) & (truth.pulses < high)]
-        rows.append({'pulses': name, 'events': len(part), 'mean': part.mean(), 'mean_se': bootstrap_error(part),
+        rows.append({'pulses': name, 'events': len(part),
+                     'mean': part.mean(), 'mean_se': bootstrap_error(part),
                      'median': np.median(part), 'median_se': bootstrap_error(part, 'median')})
     return pd.DataFrame(rows)
 
@@ -99,7 +101,8 @@ def main() -> None:
                      'mean_error_se': bootstrap_error(errors), 'pairs': len(here),
                      'difference': difference.mean, 'difference_se': difference.error,
                      'pulses': truth.pulses[there].sum()/reference[0].pulses[here].sum(),
-                     'preset': 'deep', 'training_events': TRAIN_FILES*FILE_EVENTS, 'simulator_version': VERSION})
+                     'preset': 'deep', 'training_events': TRAIN_FILES*FILE_EVENTS,
+                     'simulator_version': VERSION})
         progress(len(rows), len(sets))
     table = pd.DataFrame(rows)
     table.to_csv(RESULTS, index=False)

@@ -1,24 +1,27 @@
 """How well can these events be known at all? The answer of a likelihood that knows the simulator.
 
-    python bench/limit.py run        # appends one row an event to bench/results/limit.csv; goes on where it stopped
-    python bench/limit.py summary    # reads it and writes bench/results/limit.json
+    python bench/limit.py run        # a row an event in bench/results/limit.csv; goes on where it stopped
+    python bench/limit.py summary    # reads them, and writes bench/results/limit.json
 
-A method can reach a smaller mean angle only with luck than the answer that minimises the expected angle under the
-true posterior. Here the posterior of each event is sampled by annealed importance sampling with resampling
-(sequential Monte Carlo): points start far from the answer, spread over the whole sphere of directions and a
-region around the lit sensors, and never see the truth; the likelihood is switched on in small steps. Two
-independent runs of each event say whether the sampling converged.
+The best answer to an event is the direction with the smallest expected angle under the posterior; no method
+makes a smaller error on average. The posterior of each event is sampled by sequential Monte Carlo. Points
+start far apart, on the whole sphere of directions and in a wide region around the lit sensors, and never
+see the truth (the energy of a track starts around the true one, spread by a factor of 4). The likelihood is
+switched on in small steps; points are drawn again by their weights and moved at each. Two independent runs
+of each event tell whether they found the same. Points of both are used, by their evidence.
 
-The likelihood is that of the single photoelectrons within the readout, before electronics merge and drop them.
-It knows the brightness and place priors of the simulator, late and early pulses, afterpulses of the
-photoelectrons that are seen, noise and the ice. It is told what no reconstruction knows: whether the event is a
-track or a cascade, and for a track where along it the large losses lie, how bright they are relative to
-it, and how long it is. So it knows more than a network, and its mean angle is an estimate of a bound from below.
+The likelihood is that of the single photoelectrons within the readout, before electronics merge and drop
+any. It knows the simulator's distributions of brightness and place, early and late pulses, afterpulses of
+the photoelectrons that are seen, noise and the ice. It is told what no reconstruction knows: whether the
+event is a track or a cascade, and for a track how long it is, where along it the large losses lie and how
+bright they are beside it. So it knows more than a network, and its mean angle is an estimate of a bound
+from below.
 
-Approximations: the transit time spread is a mean of boxes; noise that follows noise counts like any;
-sensors without light, far from the light, stand for their neighbours; parts of the muon outside of the region
-that the simulator draws stay where they are. Events are drawn by strata of topology and brightness, and the means
-are weighted with the shares of the strata in a large simulated sample.
+Approximations: the spread of the transit times is a mean of boxes; noise that follows noise counts like
+any; where no light is seen, a few sensors stand for their neighbours; photoelectrons of one sensor within 4
+ns are one; that the told length and losses of a track say something of its energy is left out. Events are
+drawn by strata of topology and brightness, and means are weighted with the shares of the strata among
+simulated events. Very bright events count as known exactly.
 """
 import argparse
 import json
@@ -34,10 +37,11 @@ from scipy.stats import kstest
 from icecube_nb.core.progress import Progress
 from icecube_nb.inference.evaluate import line_fit
 from icecube_nb.physics.detector import SPEED_OF_LIGHT_M_PER_NS
-from icecube_nb.physics.events import (CHUNK_NEUTRINOS, Neutrinos, draw_neutrinos, light_sources, muon_range,
-                                       photoelectrons, readable_times)
-from icecube_nb.physics.light import (CASCADE_YIELD, DetectorArray, LightSources, expected_light,
-                                      pairs_in_reach)
+from icecube_nb.physics.events import (CHUNK_NEUTRINOS, MUON_RADIATION_PER_M, Neutrinos, draw_neutrinos,
+                                       light_sources, muon_energy, muon_range, photoelectrons,
+                                       readable_times)
+from icecube_nb.physics.light import (CASCADE_YIELD, TRACK_M_PER_GEV, TRACK_YIELD, DetectorArray,
+                                      LightSources, expected_light, pairs_in_reach)
 from icecube_nb.physics.readout import (AFTERPULSE_DELAY_NS, AFTERPULSE_PARTS, AFTERPULSE_SPREAD_NS, Pulses,
                                         afterpulses, digitise, find_triggers, in_local_coincidence,
                                         noise_pulses, single_charges)
@@ -46,6 +50,9 @@ from icecube_nb.physics.simulation_config import STANDARD, SimulationConfig
 
 RESULTS = Path(__file__).parent/'results'/'limit.csv'
 SUMMARY = RESULTS.with_suffix('.json')
+COLUMNS = ('simulator_version world event kind pulses not_auxiliary line_fit stratum share photoelectrons '
+           'error expected_own expected_other apart rank_angle rank_zenith rank_brightness '
+           'log_evidence_1 log_evidence_2 steps calls cpu_seconds').split()
 SEED, POOL = 99, 6000                           # seed and number of the events from which are drawn
 EDGES = np.array([0, 8, 16, 32, 64, 256])       # strata by the number of pulses that are not auxiliary
 SPREADS = {'cascade': (0.35, 0.4, 0.4, 0.35, 0.3), 'track': (0.45, 0.4, 0.3, 0.15, 0.1)}  # guessed, rad
@@ -237,8 +244,18 @@ def chord(start: np.ndarray, direction: np.ndarray, length: np.ndarray,
     return np.where(root > 0, np.maximum(high - low, 0), 0)
 
 
+def track_brightness(muon_gev: np.ndarray, config: SimulationConfig) -> np.ndarray: # as in `light_sources`
+    "Light of a muon of this energy, with its small losses."
+    electrons = 0.188 + 0.0206*np.log(np.maximum(muon_gev, 1))
+    small_losses = TRACK_M_PER_GEV*MUON_RADIATION_PER_M/2*muon_gev
+    return config.light_yield*TRACK_YIELD*(1 + electrons + small_losses)
+
+
 class Likelihood:
-    "Posterior of one event; points (W, 8): place [m], time [ns], log brightness, direction (any length)."
+    """Posterior of one event; points (W, 8): place [m], time [ns], log brightness, direction (any length)
+
+    A track's fifth number is the log of its energy relative to the true one.
+    """
     def __init__(self, event: Event, array: DetectorArray, prior: CascadePrior):
         self.event, self.config, self.whole, self.prior = event, array.config, array, prior
         lit = in_local_coincidence(Pulses(np.zeros(len(event.sensor), int), event.sensor, event.time_ns,
@@ -259,6 +276,8 @@ class Likelihood:
         self.along = along - pivot          # of the sources; a direction turns around the pivot
         self.vertex = float((event.nu.vertex - light.start[0])@event.nu.direction) - pivot
         self.truth = light.direction[0].astype(float)
+        entry = float((light.start[0] - event.nu.vertex)@event.nu.direction)             # m after the vertex
+        self.middle_gev = float(muon_energy(event.nu.muon_gev, entry + light.length_m[0]/2))
         self.calls = 0
 
     def first_points(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, tuple]:
@@ -316,7 +335,9 @@ class Likelihood:
         K, light = len(self.along), self.event.light
         start = p[:, None, :3] + self.along[:, None]*direction[:, None]            # (W, K, 3)
         length, bright = np.tile(light.length_m, len(p)), np.exp(p[:, 4:5])*light.brightness
-        if not self.is_track:
+        if self.is_track:           # the light of a bare muon hardly depends on its energy
+            bright[:, 0] = track_brightness(self.middle_gev*np.exp(p[:, 4]), self.config)
+        else:
             bright = np.exp(p[:, 4:5])
         delay = np.tile(self.along/SPEED_OF_LIGHT_M_PER_NS, len(p))
         return LightSources(np.zeros(len(length), int), start.reshape(-1, 3).astype(np.float32),
@@ -348,9 +369,9 @@ def next_power(gain: np.ndarray, power: float) -> float:
     return max(low, power + 1e-9)
 
 
-def move(p: np.ndarray, values: np.ndarray, target, rng: np.random.Generator, kind: str) -> float:
+def move(p: np.ndarray, values: np.ndarray, target, rng: np.random.Generator, kind: str) -> None:
     "Move each half of the points by means of the other half; in place."
-    half, accepted = len(p)//2, 0.
+    half = len(p)//2
     for mine, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
         new, log_factor = proposals(p[mine], p[other], p.std(0), rng, kind)
         found = target(new)
@@ -358,8 +379,6 @@ def move(p: np.ndarray, values: np.ndarray, target, rng: np.random.Generator, ki
             take = np.log(rng.random(half)) < log_factor + found[0] - values[0, mine]
         p[mine] = np.where(take[:, None], new, p[mine])
         values[:, mine] = np.where(take, found, values[:, mine])
-        accepted += take.mean()/2
-    return accepted
 
 
 def proposals(mine: np.ndarray, other: np.ndarray, spread: np.ndarray, rng: np.random.Generator,
@@ -439,12 +458,14 @@ def examine(event: Event, array: DetectorArray, prior: CascadePrior, seed: int) 
     size = [round(2000*share) for share in odds/odds.sum()]
     rows = np.concatenate([rng.choice(len(r.points), n) + k*len(runs[0].points)
                            for k, (r, n) in enumerate(zip(runs, size))])
-    samples, both, truth = np.concatenate([r.points for r in runs])[rows], np.concatenate(found)[rows], likelihood.truth
+    samples, both = np.concatenate([r.points for r in runs])[rows], np.concatenate(found)[rows]
+    truth = likelihood.truth
     answer = best_direction(both, rng)
     error = float(angles(answer[None], truth[None])[0, 0])
     bright = 0. if likelihood.is_track else np.log(event.light.brightness[0])
     return {'photoelectrons': float(event.weight.sum()), 'error': error,
-            'expected_own': float(angles(answer[None], both).mean()), 'expected_other': (expected[0, 1] + expected[1, 0])/2,
+            'expected_own': float(angles(answer[None], both).mean()),
+            'expected_other': (expected[0, 1] + expected[1, 0])/2,
             'apart': float(angles(best[:1], best[1:])[0, 0]),
             'rank_angle': float((angles(answer[None], both)[0] < error).mean()),
             'rank_zenith': float((both[:, 2] < truth[2]).mean()),
@@ -504,10 +525,8 @@ def run(n: int) -> None:
     todo = plan(table, n)
     about = {'simulator_version': VERSION, 'world': STANDARD.name}
     if not RESULTS.exists():
-        pd.DataFrame([about | row for row in bright_rows(table)]).to_csv(RESULTS, index=False)
-        first = todo.iloc[0]
-        columns = [*about, 'event', *first.index, *examine(pool[todo.index[0]], array, prior, 0)]
-        pd.read_csv(RESULTS).reindex(columns=columns).to_csv(RESULTS, index=False)
+        bright = pd.DataFrame([about | row for row in bright_rows(table)])
+        bright.reindex(columns=COLUMNS).to_csv(RESULTS, index=False)
     done = pd.read_csv(RESULTS)
     if (done.simulator_version != VERSION).any():
         raise SystemExit(f'{RESULTS} has rows of another version of the simulator; remove it')
@@ -515,8 +534,8 @@ def run(n: int) -> None:
     for count, (number, row) in enumerate(todo.iterrows()):
         if number not in set(done.event):
             found = examine(pool[number], array, prior, int(number))
-            line = about | {'event': number} | row.to_dict() | found
-            pd.DataFrame([line]).reindex(columns=done.columns).to_csv(RESULTS, mode='a', header=False, index=False)
+            line = pd.DataFrame([about | {'event': number} | row.to_dict() | found])
+            line.reindex(columns=COLUMNS).to_csv(RESULTS, mode='a', header=False, index=False)
         progress(count + 1, len(todo))
 
 
@@ -529,11 +548,12 @@ def with_weights(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def weighted_mean(rows: pd.DataFrame, column: str, chosen: np.ndarray | None = None,
-                  tries: int = 1000) -> tuple[float, float]: # rad
+                  tries: int = 400) -> tuple[float, float]: # rad
     "Mean of a column at the test set's mix, and its standard error by bootstrap within strata."
     x, w = rows[column].to_numpy(), rows.weight.to_numpy()
     w = w if chosen is None else w*np.asarray(chosen)
-    groups = [np.asarray(g) for g in rows.reset_index(drop=True).groupby(['kind', 'stratum']).indices.values()]
+    strata = rows.reset_index(drop=True).groupby(['kind', 'stratum'])
+    groups = [np.asarray(g) for g in strata.indices.values()]
     rng, found = np.random.default_rng(0), []
     for _ in range(tries):
         k = np.concatenate([g[rng.integers(len(g), size=len(g))] for g in groups])
@@ -590,9 +610,11 @@ def main() -> None:
         run(a.events)
     rows = pd.read_csv(RESULTS)
     table, found = summary(rows), checks(rows)
-    about = {'simulator_version': VERSION, 'world': STANDARD.name, 'events_sampled': int((rows.event >= 0).sum()),
+    about = {'simulator_version': int(rows.simulator_version[0]), 'world': rows.world[0],
+             'events_sampled': int((rows.event >= 0).sum()),
              'cpu_minutes': round(float(rows.cpu_seconds.sum())/60, 1)}
-    SUMMARY.write_text(json.dumps(about | {'means': table.to_dict('records'), 'checks': found}, indent=1) + '\n')
+    about |= {'means': table.to_dict('records'), 'checks': found}
+    SUMMARY.write_text(json.dumps(about, indent=1) + '\n')
     print(table.round(3).to_string(index=False))
     print(json.dumps(found, indent=1))
 
