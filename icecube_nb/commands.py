@@ -113,7 +113,7 @@ class Prepare(DataOption):
         from icecube_nb.data.prepare import prepare
         from icecube_nb.core.progress import Progress
         prepared = prepare(self.data_folder(), self.cache, self.batches, workers=self.workers,
-                           progress=Progress('preparing, batches'))
+                           progress=Progress('preparing, batches'), announce=partial(print, flush=True))
         print(f'{len(prepared.train)} training and {len(prepared.test)} test batches in {prepared.folder}')
 
 # %% ../nbs/appendix/commands.ipynb #8b5688b0
@@ -168,6 +168,8 @@ class Train(DataOption, DeviceOption):
     set: tuple[str, ...] = ()    # settings to change, such as train.max_lr=1e-3 model.layers=6
     attention: str|None = None   # attention kernel (default: the fastest that runs here)
     start_from: Path|None = None # a run, or a published .ckpt, whose network and weights to begin with
+    pack_space: str|None = None  # disk for packed files, such as 20GB: pack while training, drop the oldest
+    session_minutes: float|None = None # stop after so long, with a checkpoint; the same command resumes
 
     def __call__(self) -> None:
         from icecube_nb.core.config import check_minutes, override, preset
@@ -197,14 +199,18 @@ def prepare_training(command: Train
     "Prepare the data; of the processes of a machine one does it, before they meet, and the first reports."
     from icecube_nb.core.progress import Progress
     from icecube_nb.data.competition import find_data
+    from icecube_nb.data.pack_space import parse_bytes
     from icecube_nb.data.packed import load_packed
     from icecube_nb.data.prepare import prepare
     from icecube_nb.training.distributed import started_processes
     first = started_processes().rank == 0
     data = command.data_folder() if first else find_data(command.data)[0]
-    prepared = prepare(data, batches=command.batches, splits=('train',), on_bad_event='skip',
-                       progress=Progress('preparing, batches') if first else None)
-    faults = [f for p in prepared.train.values() for f in load_packed(p, check=False).bad_events.values()]
+    space = None if command.pack_space is None else parse_bytes(command.pack_space)
+    progress, announce = (Progress('preparing, batches'), partial(print, flush=True)) if first else (None, None)
+    prepared = prepare(data, batches=command.batches, splits=('train',), on_bad_event='skip', progress=progress,
+                       announce=announce, pack_space=space)
+    there = [path for path in prepared.train.values() if path.is_file()]
+    faults = [f for path in there for f in load_packed(path, check=False).bad_events.values()]
     if first and faults:
         print(f'{len(faults):,} bad events are left out of training, the first: {faults[0]}')
     return prepared
@@ -219,8 +225,7 @@ def train_together(command: Train, config, # a core.config.Config
     first = processes.rank == 0
     progress, report = Progress('training') if first else None, partial(print, flush=True) if first else None
     return train(prepared, command.run, config, command.minutes, device, progress, command.start_from,
-                 processes,
-                 report)
+                 processes, report, command.session_minutes)
 
 # %% ../nbs/appendix/commands.ipynb #2de2b0e7
 @dataclass(kw_only=True)

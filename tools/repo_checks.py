@@ -48,10 +48,11 @@ LAYERS = [
     ['data.check', 'data.batching', 'data.record'],
     ['data.turns'],
     ['data.prepare', 'data.pulses'],
+    ['data.pack_space'],
     ['data.packing', 'data.convert'],
     ['data.convert_events'],
     ['data.angle_bins', 'data.packed', 'data.layouts', 'inference.evaluate'],
-    ['data.competition'],
+    ['data.competition', 'data.packed_columns'],
     ['physics.eda', 'physics.simulate'],
     ['physics.events'],
     ['physics.readout'],
@@ -65,7 +66,8 @@ LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module 
 WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',
                  'physics.angles', 'physics.detector', 'physics.eda', 'physics.light', 'physics.events',
                  'physics.readout', 'physics.simulate', 'physics.simulation_config', 'data.competition',
-                 'data.layouts', 'data.convert_events', 'data.convert', 'data.packed', 'data.packing',
+                 'data.layouts', 'data.convert_events', 'data.convert', 'data.packed_columns', 'data.packed', 'data.packing',
+                 'data.pack_space',
                  'data.prepare', 'data.check', 'training.checkpoints', 'training.runs']
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 

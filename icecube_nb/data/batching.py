@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .packed import PackedBatch, range_rows
+from .packed import PULSE_BYTES, PackedBatch
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
                                     find_events, find_feature_set, make_features, make_tokens,
                                     thin_tokens, to_device, token_lengths)
@@ -74,7 +74,7 @@ class EventFile:
                  tables: CodeTables, # of `pulses.code_tables`, on the device
                  resident: bool|None = None): # codes stay on the device; None: if a quarter of it holds them
         self.packed, self.tables, self.device = packed, tables, tables.time_ns.device
-        resident = fits(packed.pulses.nbytes, self.device) if resident is None else resident
+        resident = fits(PULSE_BYTES*packed.pulse_count, self.device) if resident is None else resident
         self.codes = to_device(packed.pulses.view(np.int16), self.device) if resident else None
 
     def lengths(self, events: np.ndarray) -> np.ndarray: # (E,) event numbers to (E,) int64
@@ -86,7 +86,9 @@ class EventFile:
         "The codes of some events, one after the other."
         start, lengths = self.packed.offsets[events], self.lengths(events)
         if self.codes is None:
-            codes = self.packed.pulses.take(range_rows(start, lengths), 0)
+            pulses, none = self.packed.pulses, np.zeros((0, 3), np.uint16)
+            ranges = zip(start.tolist(), (start + lengths).tolist())
+            codes = np.concatenate([none, *(pulses[first:end] for first, end in ranges)])
             return to_device(codes.view(np.int16), self.device)
         _, event = find_events(lengths, self.device)
         shift = to_device(start - cumulated(lengths)[:-1], self.device).index_select(0, event)

@@ -149,7 +149,10 @@ def subset_draws(seed: Tensor, # (N,) int64 of `event_seeds`
                  place: Tensor # (N,) int64, 0, 1, 2, ... in each event
     ) -> Tensor: # (N,) float32 in [0, 1)
     "A random number for each token that depends on key, event and place alone."
-    return ((mix_bits(seed + place*GOLDEN_RATIO) >> 40) & 0xffffff).float()/(1 << 24)
+    pieces = 1 << 15 if seed.device.type == 'cpu' else max(1, len(seed))  # a CPU keeps a piece in its cache
+    draws = [((mix_bits(some + at*GOLDEN_RATIO) >> 40) & 0xffffff).float()/(1 << 24)
+             for some, at in zip(seed.split(pieces), place.split(pieces))]
+    return torch.cat(draws)
 
 # %% ../../nbs/01a_pulses.ipynb #65114630
 PLACE_BITS, SCORE_BITS, EVENT_BITS = 24, 25, 14  # of a sorting key of 63 bits

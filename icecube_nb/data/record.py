@@ -62,10 +62,10 @@ def quantiles_of(files: Iterable[Path], # packed files
 def make_record(prepared: Prepared # its training files are learned from
     ) -> dict: # for `record_bytes`
     "Which training events a folder holds, and what they look like."
-    contents = {str(b): load_packed(path, check=False).about.get('content', '')
+    there = [path for path in prepared.train.values() if path.is_file()]  # others are packed when needed
+    contents = {str(b): load_packed(path, check=False).about.get('content', '') if path in there else ''
                 for b, path in prepared.train.items()}
-    return {'version': 1, 'batches': contents,
-            'quantiles': quantiles_of(prepared.train.values(), prepared.geometry_path)}
+    return {'version': 1, 'batches': contents, 'quantiles': quantiles_of(there, prepared.geometry_path)}
 
 # %% ../../nbs/appendix/data_record.ipynb #da7a0011
 RECORD = 'learned_from.json'       # in a checkpoint folder

@@ -442,7 +442,7 @@ def warn_about_events(runs: Iterable[str|Path], prepared: Prepared,
     "Warn about rows that belong to no event, and about events unlike those that a run has learned from."
     headers = [load_packed(path, check=False) for path in files.values()]
     left_out = sum(int(packed.about.get('rows_left_out', 0)) for packed in headers)
-    rows = left_out + sum(len(packed.pulses) for packed in headers)
+    rows = left_out + sum(packed.pulse_count for packed in headers)
     if left_out > NOBODYS_SHARE*rows:
         warnings.warn(f'{left_out:,} of {rows:,} rows belong to no event by the meta file; check its pulse '
                       'indices',
@@ -455,7 +455,7 @@ def warn_about_events(runs: Iterable[str|Path], prepared: Prepared,
 def check_answered(counts: tuple[int, ...], # of `count_answers`
                    files: dict[int, Path]) -> None: # batch_id to packed file
     "ValueError if no event got an answer although there are pulses."
-    if counts[0] == counts[1] and any(len(load_packed(path, check=False).pulses) for path in files.values()):
+    if counts[0] == counts[1] and any(load_packed(path, check=False).pulse_count for path in files.values()):
         raise ValueError(f'none of {counts[0]:,} events got a finite answer; nothing is written. Try '
                          '--precision fp32, '
                          'or another checkpoint')

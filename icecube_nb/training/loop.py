@@ -39,8 +39,8 @@ from .checkpoints import (check_same_sensors, find_checkpoint, folder_detector,
 from .distributed import ProcessGroup, sum_over_processes, wait_for_all
 from .hardware import peak_tflops
 from .precision import pick_device, reduced
-from .runs import (StopRequest, TensorBoardWriter, append_log, check_run, checkpoints,
-                                      log_rows, stop_requests, stopped_by, trim_log)
+from .runs import (SessionOver, StopRequest, TensorBoardWriter, append_log, check_run,
+                                      checkpoints, log_rows, stop_requests, stopped_by, trim_log)
 from .state import (State, describe, new_state, resume_state, save_state, set_precision,
                                        starting_point)
 from .step import cpu_workers_for, read_counts, read_back, retreat, train_step
@@ -272,11 +272,12 @@ def fit(state: State, # changed in place
         minutes: float|None = None, # budget of time that the schedule is fitted to
         validation: Callable[[State], dict]|None = None, # called after each epoch and at the end
         progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
-        report: Callable[[str], None]|None = None # called with a line when the way to compute changes
+        report: Callable[[str], None]|None = None, # called with a line when the way to compute changes
+        session_minutes: float|None = None # `SessionOver` is raised after so long; None: no such limit
     ) -> State:
     "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
     processes, log, reader = state.processes, RunLog(state, run, progress, report), StepReader(state)
-    with stop_requests() as asked, closing(log), cpu_workers_for(state) as workers:
+    with stop_requests(session_minutes) as asked, closing(log), cpu_workers_for(state) as workers:
         while True:
             plan = source.plan(state.epoch)
             if run_progress(state, len(plan), minutes) >= 1:
@@ -381,17 +382,19 @@ def nothing_left_of_nothing(run: Path) -> Iterator[None]:
 
 # %% ../../nbs/03_train.ipynb #a3bc6c86
 def fit_to(state: State, # changed in place
-           prepared: Prepared, run: Path, minutes: float|None, progress: Callable|None, report: Callable|None
+           prepared: Prepared, run: Path, minutes: float|None, progress: Callable|None, report: Callable|None,
+           session_minutes: float|None = None # of `fit`
     ) -> None:
     "Train on all batch files but the last, which validates."
     c = state.config
     train_ids, validation_ids = split_batches(prepared.train)
     sensors = sensors_of_run(prepared, c.data)
     source = TrainingEvents([prepared.train[i] for i in train_ids], sensors, c.model.features, c.data,
-                            c.train.batch_events, c.train.seed, state.device)
+                            c.train.batch_events, c.train.seed, state.device,
+                            load=prepared.space.open if prepared.space else load_packed)
     held_out = load_packed(prepared.train[validation_ids[0]]) if validation_ids else None
     check = (lambda s: validate(s, held_out, sensors)) if held_out is not None else None
-    fit(state, source, run, minutes, check, progress, report)
+    fit(state, source, run, minutes, check, progress, report, session_minutes)
 
 def check_learned(state: State, run: Path) -> None:
     "ValueError if a training has come to its end and has changed no weight."
@@ -409,12 +412,14 @@ def train(prepared: Prepared, # of `data.prepare.prepare`
           progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
           start_from: str|Path|None = None, # run or published `.ckpt` whose network and weights to begin with
           processes: ProcessGroup = ProcessGroup(), # of `start_process_group`
-          report: Callable[[str], None]|None = None # called with a line on how it computes
+          report: Callable[[str], None]|None = None, # called with a line on how it computes
+          session_minutes: float|None = None # stop after so long, with a checkpoint; None: no such limit
     ) -> State:
     "Train, or continue a run, and leave checkpoints and log in `run`; no other process can do so meanwhile."
     run = check_run(run, start_from)
     check_config(config)
     check_minutes(minutes)
+    check_minutes(session_minutes)
     if not prepared.train:
         raise ValueError(f'{prepared.folder} has no training files; prepare a folder with train_meta.parquet')
     split_batches(prepared.train)                     # ValueError before anything is made
@@ -424,7 +429,8 @@ def train(prepared: Prepared, # of `data.prepare.prepare`
         if report and processes.rank == 0:
             report(describe(state))
         mark_folder(run, 'run')
-        fit_to(state, prepared, run, minutes, progress, report)
+        with suppress(SessionOver):
+            fit_to(state, prepared, run, minutes, progress, report, session_minutes)
     check_learned(state, run)
     return state
 
