@@ -393,7 +393,8 @@ def training_batches(data: Path, # competition files
 
 # %% ../nbs/06_kaggle.ipynb #2cad0002
 def train_process(rank: int, ranks: int, port: int, # which process this is, how many; where they meet
-                  prepared: Prepared, run: str|Path, config: Config, minutes: float|None, device: str
+                  prepared: Prepared, run: str|Path, config: Config, minutes: float|None, device: str,
+                  session_minutes: float|None = None
     ) -> None:
     "What each process of `train_on_cards` does."
     os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(ranks),
@@ -401,24 +402,27 @@ def train_process(rank: int, ranks: int, port: int, # which process this is, how
     processes, where = start_process_group(device)
     progress, report = (Progress('training', 60.0), print) if rank == 0 else (None, None)
     try:
-        train(prepared, run, config, minutes, where, progress, processes=processes, report=report)
+        train(prepared, run, config, minutes, where, progress, processes=processes, report=report,
+              session_minutes=session_minutes)
     finally:
         stop_process_group()
 
 def train_on_cards(prepared: Prepared, # a prepared folder
                    run: str|Path, # folder of checkpoints and log; one that was stopped is resumed
                    config: Config, minutes: float|None, # budget of time; None: `config.train.epochs`
-                   device: str = 'cuda', processes: int|None = None # None: one for each visible card
+                   device: str = 'cuda', processes: int|None = None, # None: one for each visible card
+                   session_minutes: float|None = None # stop after so long, see `train`
     ) -> RunSummary:
     "Train with one process on each card, and say how it went."
     ranks = processes or (torch.cuda.device_count() if device == 'cuda' else 1)
     if ranks < 2:
-        train(prepared, run, config, minutes, device, Progress('training', 60.0), report=print)
+        train(prepared, run, config, minutes, device, Progress('training', 60.0), report=print,
+              session_minutes=session_minutes)
         return summarise_run(run)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     from icecube_nb import kaggle       # another process finds the function there, not in a notebook
-    arguments = ranks, port, prepared, run, config, minutes, device
+    arguments = ranks, port, prepared, run, config, minutes, device, session_minutes
     torch.multiprocessing.spawn(kaggle.train_process, arguments, ranks)
     return summarise_run(run)
