@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataOption', 'DeviceOption', 'Simulate', 'Convert', 'parse_batches', 'Prepare', 'Check', 'parse_settings', 'Train',
-           'prepare_training', 'train_together', 'Runs', 'Gpu', 'refuse_options', 'Predict', 'Stack', 'Ensemble',
-           'Evaluate', 'Bundle', 'Export', 'Show']
+           'prepare_training', 'train_together', 'Runs', 'Gpu', 'refuse_options', 'print_prediction', 'Predict',
+           'Stack', 'Ensemble', 'Evaluate', 'Bundle', 'Export', 'Show']
 
 # %% ../nbs/appendix/commands.ipynb #d5ecc88a
 import os
@@ -172,9 +172,9 @@ def parse_settings(settings: Sequence[str], # like 'train.max_lr=1e-3'
 class Train(DataOption, DeviceOption):
     """Train a network on packed events, preparing them first where needed.
 
-    Ctrl-C stops it; the same command resumes from the last checkpoint. Presets: deep (the most accurate for
-    its compute), tiny (fast), small and full (the published ones), long_sequence (fine-tuning on long events,
-    with --start-from). On several GPUs: torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
+    Ctrl-C stops it; the same command resumes from the last checkpoint. Presets: deep (minutes on a laptop),
+    medium (hours on a GPU), large (days), tiny (fast), small and full (the published ones); medium_long,
+    large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs: torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
     preset: str = 'deep'         # the settings to start from
     minutes: float|None = None   # budget of time; the learning rate's schedule is fitted to it
@@ -261,7 +261,7 @@ class Gpu(DeviceOption):
     Losses and gradients are compared with those of the CPU, and the speed of each preset is given with the
     hours for one pass over the 132 million events of the competition. `bench/gpu.py` measures more."""
     seconds: float = 60.0        # time to spend, about
-    presets: tuple[str, ...] = ('small', 'deep', 'full') # presets whose speed is measured
+    presets: tuple[str, ...] = ('small', 'deep', 'medium', 'large', 'full') # presets whose speed is measured
     events: int = 200            # events that are compared with the CPU
 
     def __call__(self) -> None:
@@ -281,15 +281,25 @@ def refuse_options(command: object, # a dataclass
         if option.name in names and getattr(command, option.name) != option.default:
             raise ValueError(f'{what} has no use for --{option.name.replace("_", "-")}; leave it out')
 
+# %% ../nbs/appendix/commands.ipynb #c5c43201
+def print_prediction(done) -> None: # a inference.predict.Prediction
+    "Say what was answered, and what could not be."
+    rest = f', {done.unanswered:,} of them without a usable answer' if done.unanswered else ''
+    for fault in done.bad[:10]:
+        print(f'answered without its pulses: {fault}')
+    if len(done.bad) > 10:
+        print(f'and {len(done.bad) - 10:,} more; `icecube-nb check` lists them')
+    print(f'{done.events:,} events{rest}, in {done.out}')
+
 # %% ../nbs/appendix/commands.ipynb #66c28f76
 @dataclass(kw_only=True)
 class Predict(DataOption, DeviceOption):
     """Answer every test event of a data folder and write submission.csv.
 
     The rows are those of sample_submission.parquet, in its order. An ensemble also writes a .parquet with
-    uncertainties beside the .csv. An event that cannot be answered (no pulses, or bad ones) gets a fixed
-    direction and is counted. The same command resumes after an interruption. All visible cards answer; under
-    torchrun each process answers its batch files: torchrun ... -m icecube_nb predict --run-folder RUN."""
+    uncertainties beside the .csv. An event without usable pulses gets a fixed direction and is counted. The
+    same command resumes after an interruption. All visible cards answer; under torchrun each process answers
+    its batch files: torchrun ... -m icecube_nb predict --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # a trained run, or an ensemble
     out: Path = Path('submission.csv') # the file to write, .csv or .parquet
     long_run: Path|None = None   # a run fine-tuned on long events: answers those
@@ -299,28 +309,26 @@ class Predict(DataOption, DeviceOption):
     answer: str|None = None      # the head that is submitted (default: the first of the run)
     precision: str = 'auto'      # fp32, fp16, bf16; auto: as the run was trained
     engine: str = 'torch'        # or onnxruntime, openvino: run what `icecube-nb export` wrote
+    turns: int = 1               # average over so many turns of each event: 2, 3 or 6 with IceCube's grid
+    max_pulses: int|None = None  # show so many pulses of longer events (default: as the run's settings say)
     other_detector: bool = False # answer events of another detector than the run's all the same
 
     def __call__(self) -> None:
+        from icecube_nb.inference.answer_options import AnswerOptions
         from icecube_nb.inference.predict import predict
         from icecube_nb.core.progress import Progress
         options = dict(dump=self.dump, device=self.device, precision=self.precision, batches=parse_batches(self.batches),
                        progress=Progress('answering, events'), other_detector=self.other_detector)
         if (self.run/'ensemble.json').is_file():
             from icecube_nb.inference.ensemble_predict import predict_ensemble
-            refuse_options(self, 'an ensemble', ('long_run', 'decode', 'answer', 'engine'))
+            refuse_options(self, 'an ensemble', ('long_run', 'decode', 'answer', 'engine', 'turns', 'max_pulses'))
             done = predict_ensemble(self.data_folder(), self.run, self.out, **options)
         else:
             done = predict(self.data_folder(), self.run, self.out, long_run=self.long_run, decode=self.decode,
-                             answer=self.answer, engine=self.engine, **options)
-        if os.environ.get('RANK', '0') != '0':
-            return                   # under torchrun, only the first process reports
-        rest = f', {done.unanswered:,} of them without a usable answer' if done.unanswered else ''
-        for fault in done.bad[:10]:
-            print(f'answered without its pulses: {fault}')
-        if len(done.bad) > 10:
-            print(f'and {len(done.bad) - 10:,} more; `icecube-nb check` lists them')
-        print(f'{done.events:,} events{rest}, in {done.out}')
+                           answer=self.answer, engine=self.engine,
+                           options=AnswerOptions(self.turns, self.max_pulses), **options)
+        if os.environ.get('RANK', '0') == '0': # under torchrun, only the first process reports
+            print_prediction(done)
 
 # %% ../nbs/appendix/commands.ipynb #c0115a01
 @dataclass(kw_only=True)
@@ -398,12 +406,16 @@ class Bundle:
     long_run: Path|None = None   # a run fine-tuned on long events: answers those
     cheap_run: Path|None = None  # a smaller run, for when time is short (default: the line fit)
     ensemble: Path|None = None   # folder of `icecube-nb ensemble`: answers, and --run when time is short
+    turns: int = 1               # --run and --long-run average over so many turns of each event
+    max_pulses: int|None = None  # --run shows so many pulses of longer events (default: as its settings say)
     owner: str = 'YOUR-KAGGLE-NAME' # goes into dataset-metadata.json
     name: str = 'icecube-nb-bundle' # of the data set on Kaggle
 
     def __call__(self) -> None:
+        from icecube_nb.inference.answer_options import AnswerOptions
         from icecube_nb.kaggle import bundle
-        made = bundle(self.run, self.out, self.long_run, self.cheap_run, self.owner, self.name, self.ensemble)
+        made = bundle(self.run, self.out, self.long_run, self.cheap_run, self.owner, self.name, self.ensemble,
+                      AnswerOptions(self.turns, self.max_pulses))
         listed = made.about['files'].values()
         print(f'{len(listed)} files, {sum(size for size, _ in listed)/1e6:.1f} MB, in {self.out}')
 

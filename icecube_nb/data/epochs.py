@@ -23,6 +23,7 @@ from .batching import (EventBatch, EventFile, Events, count_events, event_batch,
                                       group_by_length, in_order_of_length, split_by_pulses)
 from .packed import PULSE_BYTES, PackedBatch, load_packed
 from .pulses import code_tables, token_lengths
+from .turns import Turns, draw_turns, symmetric_detector
 
 # %% ../../nbs/appendix/epochs.ipynb #02a4b702
 def epoch_files(files: int, # number of files there are
@@ -88,6 +89,7 @@ class TrainingEvents:
             raise ValueError('no training files; prepare a folder with train_meta.parquet')
         self.files, self.tables, self.feature_set = list(files), code_tables(sensors, device), feature_set
         self.data, self.batch_events, self.seed, self.resident = data, batch_events, seed, resident
+        self.symmetry = symmetric_detector(sensors, data.turns, data.mirrors)
         self.planned: dict[int, Future] = {}           # epochs that are planned in advance
         self.counts: dict[int, np.ndarray] = {}        # tokens of the events of a file, see `count`
         self.kept = KeptFiles(self.files, load)
@@ -113,6 +115,10 @@ class TrainingEvents:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[EventBatch]:
         "The batches of an epoch from number `start` on."
         yield from read_batches(self, self.plan(epoch)[start:], epoch)
+
+    def turns(self, events: Events) -> Turns|None: # None: as they are
+        "How each event is turned, drawn from its key."
+        return self.symmetry and draw_turns(self.symmetry, self.data, events.key, events.number)
 
 # %% ../../nbs/appendix/epochs.ipynb #7a364bdc
 def count_file(source: TrainingEvents, f: int, file: EventFile # its number, and the open file
@@ -208,7 +214,7 @@ def read_batches(source: TrainingEvents,
         files = opened.open([f])
         chosen = choose_events(source, files, [(f, events)], epoch)
         chosen = in_order_of_length(chosen, source.feature_set, source.data.max_pulses)
-        yield event_batch(files, chosen, source.feature_set, source.data.max_pulses)
+        yield event_batch(files, chosen, source.feature_set, source.data.max_pulses, source.turns(chosen))
 
 # %% ../../nbs/appendix/epochs.ipynb #38af29be
 class OptimiserStep(NamedTuple):
@@ -238,12 +244,12 @@ class Share(NamedTuple):
     events: int  # of all processes
     batches: int # planned batches that are done with it
 
-def read_steps(files: dict[int, EventFile], shares: list[Share], feature_set: str, max_pulses: int
+def read_steps(source: TrainingEvents, files: dict[int, EventFile], shares: list[Share]
     ) -> Iterator[OptimiserStep]:
     "Read the microbatches of several steps at once, and cut them apart: views, nothing is copied."
     events = [microbatch for share in shares for microbatch in share.microbatches]
     joined = Events(*(np.concatenate(column) for column in zip(*events)))
-    batch, stop = event_batch(files, joined, feature_set, max_pulses), 0
+    batch, stop = event_batch(files, joined, source.feature_set, source.data.max_pulses, source.turns(joined)), 0
     for share in shares:
         microbatches = []
         for microbatch in share.microbatches:
@@ -269,7 +275,7 @@ def training_steps(source: TrainingEvents,
         batches = plan[at:at + accumulate]
         needed = sorted({f for f, _ in batches})
         if shares and (tokens >= chunk_pulses or not opened.files.keys() >= set(needed)):
-            yield from read_steps(opened.files, shares, feature_set, max_pulses)
+            yield from read_steps(source, opened.files, shares)
             shares, tokens = [], 0
         events = choose_events(source, opened.open(needed), batches, epoch)
         lengths = np.minimum(token_lengths(events.counts, feature_set), max_pulses)
@@ -277,4 +283,4 @@ def training_steps(source: TrainingEvents,
         shares.append(Share([events.take(r) for r in rows], weights, len(lengths), len(batches)))
         tokens += sum(int(lengths[r].sum()) for r in rows)
     if shares:
-        yield from read_steps(opened.files, shares, feature_set, max_pulses)
+        yield from read_steps(source, opened.files, shares)
