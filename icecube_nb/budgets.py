@@ -133,7 +133,7 @@ def preset_table(sizes: list[NetworkSize], measured: dict, figures: pd.DataFrame
 
 # %% ../nbs/appendix/budgets.ipynb #dc070012
 FAMILY = 'deep', 'medium', 'large'                      # our own networks, the smallest first
-ENOUGH_EVENTS = 50e6
+ENOUGH_EVENTS = COMPETITION_EVENTS                      # each event once
 BUDGETS = (('one Kaggle session', 'Tesla T4', TWO_CARDS, 9.5), ('three Kaggle sessions', 'Tesla T4', TWO_CARDS, 28.5),
            ('a night on an RTX 4090', 'NVIDIA GeForce RTX 4090', 1, 10), ('a day on an A100', 'NVIDIA A100', 1, 24),
            ('a day on an H100', 'NVIDIA H100', 1, 24))
