@@ -314,6 +314,12 @@ class PackedBatch:
         "The events that were left without pulses, by event_id, and what is wrong with each."
         return {int(event): fault for event, fault in json.loads(self.about.get('bad_events', '{}')).items()}
 
+    def check_about(self) -> None:
+        "KeyError, ValueError or AttributeError for a header that lacks something."
+        sound = all(isinstance(fault, str) for fault in self.bad_events.values())
+        if not (sound and int(self.about.get('rows_left_out', 0)) >= 0):
+            raise ValueError('its header is of another kind')
+
     def __reduce__(self):
         "Pickled as its path: another process reads the file itself."
         return load_packed, (self.path,)
@@ -325,8 +331,10 @@ PACKED = {'event_id': pa.int64(), 'azimuth': pa.float32(), 'zenith': pa.float32(
 def open_blocks(path: Path, about: dict[str, str], arrays: dict[str, np.ndarray] # of `map_arrow`
     ) -> PackedBatch:
     "The events of a file of compressed columns; its pulses stay compressed."
-    each = len(BLOCK_COLUMNS)
+    each, per_string = len(BLOCK_COLUMNS), int(about['per_string'])
     counts = arrays['count'].reshape(-1, each)
+    if not 1 <= per_string <= 256:
+        raise ValueError('its header is of another kind')
     if (counts < 0).any() or (counts != counts[:, [0]*len(EVENT_COLUMNS) + [-1]*len(PULSE_COLUMNS)]).any():
         raise ValueError('its columns are of unequal length')
     cuts = arrays['offsets'].tolist()
@@ -340,7 +348,7 @@ def open_blocks(path: Path, about: dict[str, str], arrays: dict[str, np.ndarray]
     if (offsets[ends] != np.cumsum(counts[:, -1])).any():
         raise ValueError('its offsets do not fit its pulses')
     columns = [row for k, row in enumerate(rows) if k % each >= len(EVENT_COLUMNS)]
-    stored = CompressedPulses(path, columns, ends, int(about['per_string']))
+    stored = CompressedPulses(path, columns, ends, per_string)
     return PackedBatch(path, int(about['batch_id']), **events, offsets=offsets, stored=stored, about=about)
 
 # %% ../../nbs/appendix/packed_format.ipynb #80bb3a03
@@ -358,10 +366,14 @@ def load_packed(path: str|Path, # a file that `prepare` wrote
         if about.get('icecube_nb') != VERSION:
             raise ValueError(f'not of format version {VERSION}')
         if 'per_string' in about:
-            return open_blocks(path, about, arrays)
-        if arrays.keys() != {*PACKED, 'offsets'}:
+            batch = open_blocks(path, about, arrays)
+        elif arrays.keys() != {*PACKED, 'offsets'}:
             raise ValueError('its columns are others')
-        return PackedBatch(path, int(about['batch_id']), stored=arrays.pop('pulses'), **arrays, about=about)
+        else:
+            pulses = arrays.pop('pulses')
+            batch = PackedBatch(path, int(about['batch_id']), stored=pulses, **arrays, about=about)
+        batch.check_about()
+        return batch
 
 # %% ../../nbs/appendix/packed_format.ipynb #1a97aaae
 def is_packed(path: Path) -> bool:
