@@ -174,7 +174,8 @@ class Train(DataOption, DeviceOption):
 
     Ctrl-C stops it; the same command resumes from the last checkpoint. Presets: deep (minutes on a laptop),
     medium (hours on a GPU), large (days), tiny (fast), small and full (the published ones); medium_long,
-    large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs: torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
+    large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs:
+    torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
     preset: str = 'deep'         # the settings to start from
     minutes: float|None = None   # budget of time; the learning rate's schedule is fitted to it
@@ -321,7 +322,8 @@ class Predict(DataOption, DeviceOption):
                        progress=Progress('answering, events'), other_detector=self.other_detector)
         if (self.run/'ensemble.json').is_file():
             from icecube_nb.inference.ensemble_predict import predict_ensemble
-            refuse_options(self, 'an ensemble', ('long_run', 'decode', 'answer', 'engine', 'turns', 'max_pulses'))
+            other = 'long_run', 'decode', 'answer', 'engine', 'turns', 'max_pulses'
+            refuse_options(self, 'an ensemble', other)
             done = predict_ensemble(self.data_folder(), self.run, self.out, **options)
         else:
             done = predict(self.data_folder(), self.run, self.out, long_run=self.long_run, decode=self.decode,

@@ -84,14 +84,14 @@ class TrainConfig(ComputeConfig):
     muon_lr_factor: float = 20.0   # Muon's learning rate as a multiple of the schedule's
     weight_decay: float = 1e-5     # of AdamW, on the weights of Linear layers only
     muon_weight_decay: float = 0.0  # of Muon's matrices; falls to none over the run
-    muon_variance: float = 0.0     # memory of the size of each row of Muon's step, which is divided out; 0 = off
+    muon_variance: float = 0.0     # memory of the size of the rows of Muon's step, divided out; 0 = off
     schedule: str = 'one_cycle'    # of the learning rate: `one_cycle`, `flat_then_decay`
     pct_start: float = 0.15        # share of the run in which the learning rate rises
-    warm_up_steps: int = 0         # `flat_then_decay`: steps in which it rises, within `pct_start`; 0 = all of that
+    warm_up_steps: int = 0         # `flat_then_decay`: steps of the rise, within `pct_start`; 0 = all that
     decay_share: float = 0.3       # `flat_then_decay`: share of the run, at its end, in which the rate falls
     div_factor: float = 2.0        # the learning rate starts at max_lr divided by this
     final_div_factor: float = 10.0  # and ends at its starting value divided by this
-    batch_growth: tuple[str, ...] = () # `share:times`, 0.5:2 = after half of the run a step takes twice the events
+    batch_growth: tuple[str, ...] = () # `share:times`; 0.5:2 = after half the run twice the events a step
     clip_value: float = 0.5        # clip each number of the gradient to plus or minus this; 0 = off
     smoothing_bins: int = 15       # classes over which the target class is smoothed, an odd number
     smoothing_sigma: float = 3.0   # width of that Gaussian, in classes
@@ -148,8 +148,8 @@ def long_sequence(base: Config|None = None # the run to fine-tune; None is `smal
                                  final_div_factor=1.0))
 
 # %% ../../nbs/appendix/config.ipynb #c5c42102
-LATE_LOSSES = ('class_angle_loss:1', 'angle_loss:1', # the metric: second place gained 0.0055 rad on the real data
-               'bin_loss:0.05', 'vector_loss:0.05')  # a little of the densities, which stacks and ensembles read
+LATE_LOSSES = ('class_angle_loss:1', 'angle_loss:1', # the metric: second place gained 0.0055 rad
+               'bin_loss:0.05', 'vector_loss:0.05')  # a little of the densities, which ensembles read
 
 def medium() -> Config: # 5.1 million parameters
     "Four passes over the competition's events in some hours on one GPU; minutes of it train on a laptop."
@@ -175,7 +175,7 @@ def large() -> Config: # 22 million parameters
     "For a day and more on one large GPU."
     base = medium()
     model = replace(
-        base.model, width=256, heads=8,         # a flat transformer of 19 million reaches 0.967 rad on the real data
+        base.model, width=256, heads=8,         # others' flat transformer of 19 million: 0.967 rad
         layers=24)                              # depth helps up to 24 layers there, and no further
     train = replace(
         base.train, max_lr=3e-4,                # AdamW's part: less for wider layers
@@ -293,7 +293,8 @@ def batch_growth(train: TrainConfig
             raise ValueError('train.batch_growth takes share:times such as 0.5:2, a share of the run between '
                              f'0 and 1 and a whole number, not {entry!r}')
     if [share for share, _ in found] != sorted({share for share, _ in found}):
-        raise ValueError(f'train.batch_growth must name its shares in order, not {",".join(train.batch_growth)}')
+        raise ValueError('train.batch_growth must name its shares in order, not '
+                         f'{",".join(train.batch_growth)}')
     return found
 
 # %% ../../nbs/appendix/config.ipynb #03ba5c59

@@ -249,7 +249,8 @@ def read_steps(source: TrainingEvents, files: dict[int, EventFile], shares: list
     "Read the microbatches of several steps at once, and cut them apart: views, nothing is copied."
     events = [microbatch for share in shares for microbatch in share.microbatches]
     joined = Events(*(np.concatenate(column) for column in zip(*events)))
-    batch, stop = event_batch(files, joined, source.feature_set, source.data.max_pulses, source.turns(joined)), 0
+    most, stop = source.data.max_pulses, 0
+    batch = event_batch(files, joined, source.feature_set, most, source.turns(joined))
     for share in shares:
         microbatches = []
         for microbatch in share.microbatches:

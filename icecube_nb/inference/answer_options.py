@@ -96,7 +96,8 @@ def mean_over_turns(answers: Sequence[dict[str, np.ndarray]], # of each turn: HE
         total = 0.0
         for columns, times in zip(answers, reader.times):
             back = times*2*np.pi/reader.detector.turns if times else 0.0
-            total = total + direction_from_angles(columns[f'{head}_azimuth'] - back, columns[f'{head}_zenith'])
+            azimuth, zenith = (columns[f'{head}_{name}'] for name in ('azimuth', 'zenith'))
+            total = total + direction_from_angles(azimuth - back, zenith)
         sound = np.isfinite(total).all(1) & (total != 0).any(1)
         angles = np.full((2, len(total)), np.nan)
         angles[:, sound] = angles_from_direction(total[sound])

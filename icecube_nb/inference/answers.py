@@ -179,6 +179,6 @@ def options_of_dump(dump: Dump) -> str:
     "The options that a dump was made with; ValueError if its files differ."
     found = {options_of(path): path for path in dump.files}
     if len(found) > 1:
-        raise ValueError(f'{" and ".join(map(str, found.values()))} were made with different options; remove them '
-                         'and dump again with the same --turns and --max-pulses')
+        raise ValueError(f'{" and ".join(map(str, found.values()))} were made with different options; remove '
+                         'them and dump again with the same --turns and --max-pulses')
     return next(iter(found))

@@ -25,8 +25,8 @@ from ..core.storage import (file_checksum, fingerprint, folder_written_whole, re
                                      read_note, read_regular, reason_of, written_whole)
 from ..data.record import RECORD
 from .answer_options import read_options
-from .answers import (Dump, fold_of, network_of, open_dump, options_of_dump, true_directions,
-                                          usable_rows)
+from .answers import (Dump, fold_of, network_of, open_dump, options_of_dump,
+                                          true_directions, usable_rows)
 from .boosters import read_forest
 from .cards import pick_devices
 from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
@@ -228,8 +228,8 @@ def read_ensemble_note(folder: Path) -> dict:
         lists = [about['names'], about['feature_names'], about['pool']]
         wanted = {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
         options = about.get('options', [''])
-        sound = (about['version'] == 2 and isinstance(options, list) and all(isinstance(x, str) for x in options)
-                 and ('options' not in about or len(options) == about['members']) and about.keys() >= wanted
+        sound = (about['version'] == 2 and isinstance(options, list)
+                 and all(isinstance(x, str) for x in options) and ('options' not in about or len(options) == about['members']) and about.keys() >= wanted
                  and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
                  and all(isinstance(x, list) and x for x in lists))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -307,8 +307,8 @@ def load_with_networks(run: str|Path, # folder of the ensemble
         raise FileNotFoundError(f'{run} has no ensemble.json; make it with `icecube-nb ensemble`')
     about = read_ensemble_note(run)
     given = about.get('options', ['']*about['members'])
-    networks = [load_predictors(run/f'run_{i}', run/f'long_{i}' if about['long_runs'] else None, device, precision,
-                                'torch', read_options(given[i], run/'ensemble.json'))
+    networks = [load_predictors(run/f'run_{i}', run/f'long_{i}' if about['long_runs'] else None, device,
+                                precision, 'torch', read_options(given[i], run/'ensemble.json'))
                 for i in range(about['members'])]
     place = str(pick_devices(device)[0][0])
     stacks = [load_stack(run/f'stack_{i}', place) if about['stacks'] else None

@@ -66,7 +66,8 @@ class Muon(torch.optim.Optimizer):
         "What is kept of a matrix."
         shapes = {'momentum': tuple(weight.shape)}
         if group['variance_memory']:
-            rows, longer = weight.shape[0]//group['pieces'], max(weight.shape[0]//group['pieces'], weight.shape[1])
+            rows = weight.shape[0]//group['pieces']
+            longer = max(rows, weight.shape[1])
             shapes['variance'] = (group['pieces'], *((longer, 1) if rows == longer else (1, longer)))
         return shapes
 
@@ -76,7 +77,7 @@ class Muon(torch.optim.Optimizer):
         work = [(number, group, [p for p in group['params'] if p.grad is not None])
                 for number, group in enumerate(self.param_groups)]
         work = [entry for entry in work if entry[2]]
-        stacks = [update_momenta(self, *entry) for entry in work]                       # (P, pieces, m, n) each
+        stacks = [update_momenta(self, *entry) for entry in work]         # (P, pieces, m, n) each
         for (number, group, params), change in zip(work, orthogonalise_stacks(stacks)):
             follow(self, number, group, params, change)
 

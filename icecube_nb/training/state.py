@@ -183,7 +183,8 @@ def update_average(state: State # changed in place; it has an average
     torch._foreach_lerp_(*weights, average_share(c, state.step, state.averaged))
 
 # %% ../../nbs/appendix/run_state.ipynb #8aa956d4
-COUNTERS = ('step', 'epoch', 'batch', 'events', 'seconds', 'skipped', 'bad', 'fallen', 'best', 'window', 'averaged')
+COUNTERS = ('step', 'epoch', 'batch', 'events', 'seconds', 'skipped', 'bad', 'fallen', 'best', 'window',
+            'averaged')
 
 def save_state(state: State, # `window`, `skipped` and `bad` have been read from the device
                run: Path # run folder

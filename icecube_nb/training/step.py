@@ -167,7 +167,8 @@ def read_back(rows: list[dict[str, Tensor|int]], # of `train_step`, of one proce
     "Read steps back from the device, in one go, and add up the shares of the processes."
     if not rows:
         return []
-    shared = [(k, name, value) for k, row in enumerate(rows) for name, value in row.items() if name not in OWN]
+    shared = [(k, name, value) for k, row in enumerate(rows) for name, value in row.items()
+              if name not in OWN]
     on_device = [entry for entry in shared if isinstance(entry[2], Tensor)]
     on_host = [entry for entry in shared if not isinstance(entry[2], Tensor)]
     kind = torch.float32 if device.type == 'mps' else torch.float64
