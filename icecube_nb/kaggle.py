@@ -358,7 +358,7 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
     meta = pd.read_parquet(source/'test_meta.parquet').set_index('event_id').reindex(originals)
     whole = (meta['last_pulse_index'] - meta['first_pulse_index'] < config.data.max_pulses).to_numpy()
     angles = (table[column].to_numpy() for table in (known, found) for column in ('azimuth', 'zenith'))
-    away = angular_error(*angles)[whole]            # longer events are thinned, each copy in another way
+    away = angular_error(*(each[whole] for each in angles))     # longer events are thinned, each in another way
     if not away.mean() < TOLERANCE_RAD:
         raise ValueError(f'copies of events differ from their originals by {away.mean():.3f} rad on average')
     seconds = time.perf_counter() - began - written
