@@ -59,7 +59,7 @@ def unpack_folders(folder: Path) -> Path: # the folder, or one with its zip file
     place = Path(tempfile.mkdtemp(prefix='bundle-'))
     for path in folder.iterdir():
         if path not in zipped:
-            (place/path.name).symlink_to(path.resolve())
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, place/path.name)
     for path in zipped:
         target = place/path.stem
         with zipfile.ZipFile(path) as archive:
