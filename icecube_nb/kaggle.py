@@ -354,17 +354,18 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
         check_submission(done.out, data/'sample_submission.parquet')
         found = pd.read_csv(done.out)
     known = pd.read_csv(source/'answers_main.csv').set_index('event_id').reindex(originals)
-    config, *_ = load_checkpoint(bundle_here.run('main'))
+    network = load_predictor(bundle_here.run('main'), 'cpu', 'fp32')
+    most = network.options.limit(network.config.data)
     meta = pd.read_parquet(source/'test_meta.parquet').set_index('event_id').reindex(originals)
-    whole = (meta['last_pulse_index'] - meta['first_pulse_index'] < config.data.max_pulses).to_numpy()
+    whole = (meta['last_pulse_index'] - meta['first_pulse_index'] < most).to_numpy()
     angles = (table[column].to_numpy() for table in (known, found) for column in ('azimuth', 'zenith'))
-    away = angular_error(*(each[whole] for each in angles))     # longer events are thinned, each in another way
+    away = angular_error(*(each[whole] for each in angles))     # longer ones are thinned, each in its own way
     if not away.mean() < TOLERANCE_RAD:
         raise ValueError(f'copies of events differ from their originals by {away.mean():.3f} rad on average')
     seconds = time.perf_counter() - began - written
     return (f'real size: {done.events:,} events in {files} files on {device}, {seconds:.0f} s, '
-            f'{len(away):,} copies {away.mean():.1e} rad from their originals on average, {away.max():.1e} at '
-            f'most; peak memory {peak_memory()}')
+            f'{len(away):,} copies {away.mean():.1e} rad from their originals on average, {away.max():.1e} '
+            f'at most; peak memory {peak_memory()}')
 
 # %% ../nbs/06_kaggle.ipynb #79a90302
 def self_check(bundle_here: Bundle, device: str = 'auto', precision: str = 'auto',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GUESSES', 'MEASURE', 'expected_errors', 'ways_of', 'asked_once', 'Check', 'Submission', 'submit', 'describe_way',
-           'submission_summary', 'sheet_of_answers']
+           'networks_of', 'submission_summary', 'sheet_of_answers']
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0003
 import math
@@ -97,7 +97,7 @@ def submit(bundle_here: Bundle, check: Check, data: str|Path, # competition file
     data, output, ways = Path(data), check_file(out, 'predict'), ways_of(bundle_here, check.device, precision)
     prepared, files = files_to_answer(data, None)
     runs = [bundle_here.run(name) for name in bundle_here.about['runs'] if name != 'ensemble']
-    check_detectors(runs, prepared, False)
+    check_detectors(runs, prepared, False, [n for way in ways for n in networks_of(way)])
     warn_about_events(runs[:1], prepared, files)
     sample, first = check_files(files, data, True), load_packed(next(iter(files.values())))
     rates = {way.name: check.per_second['main'] for way in ways} | {'line fit': 1e4} | check.per_second
@@ -115,14 +115,20 @@ def submit(bundle_here: Bundle, check: Check, data: str|Path, # competition file
             richer = uncertainty_table(done.files, table)
             richer.to_parquet(output.path.with_name('uncertainties.parquet'), index=False)
     return Submission(output.path, *counts, done.by_way, bundle_here.about.get('errors', {}), done.plans,
-                      bad_events(files), '; '.join(describe_way(way) for way in ways if way.name in done.by_way))
+                      bad_events(files),
+                      '; '.join(describe_way(way) for way in ways if way.name in done.by_way))
 
 def describe_way(way: Way) -> str:
     "What computes a way's answers."
     if way.by_line_fit:
         return 'line fit by numpy'
-    networks = way.ready if isinstance(way.ready, list) else [each[0] for each in way.ready.members]
-    return ', '.join(f'{each.description}, attention {each.model.backend}' for each in networks)
+    return ', '.join(f'{each.description}, attention {each.model.backend}' for each in networks_of(way))
+
+def networks_of(way: Way) -> list[Predictor]:
+    "All networks that a way asks."
+    if isinstance(way.ready, list):
+        return way.ready
+    return [network for member in way.ready.members for network in member]
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0011
 def submission_summary(done: Submission) -> str:
