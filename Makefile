@@ -10,8 +10,8 @@ CONSTRAINTS ?= constraints.txt
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## simulate, train and evaluate a small model: the whole path in minutes
-	@$(VENV)/bin/icecube-nb demo
+demo: $(STAMP)  ## simulate, train and evaluate a small model, in minutes; ARRAY=arca_block for another detector
+	@$(VENV)/bin/icecube-nb demo $(if $(ARRAY),--array $(ARRAY))
 
 test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="layers 01_preprocess" for some
 	@$(VENV)/bin/python tools/check.py $(ARGS)

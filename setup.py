@@ -58,7 +58,8 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': (cfg['dev_requirements'] + ' ' + cfg['export_requirements']).split(),
                     'export': cfg['export_requirements'].split(),
-                    'flash': cfg['flash_requirements'].split()},
+                    'flash': cfg['flash_requirements'].split(),
+                    'skymap': cfg['skymap_requirements'].split()},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

@@ -38,6 +38,7 @@ COMMANDS = {
     'evaluate': commands.Evaluate,
     'bundle': commands.Bundle,
     'show': commands.Show,
+    'skymap': commands.Skymap,
 }
 
 def check_given_once(arguments: Sequence[str]) -> None:

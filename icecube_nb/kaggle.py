@@ -35,7 +35,7 @@ import torch
 from . import __version__
 from .physics.angles import angular_error
 from .core.config import Config
-from .training.checkpoints import find_checkpoint, load_checkpoint, read_detector, sensors_of_run
+from .training.checkpoints import find_checkpoint, load_checkpoint, read_detectors, sensors_of_run
 from .physics.detector import ICE_FILE, geometry_table, ice_of_text
 from .inference.answer_options import OPTIONS_FILE, AnswerOptions
 from .inference.answers import read_answers
@@ -161,10 +161,10 @@ def answer_check(folder: Path, # `check` of a bundle
 # %% ../nbs/06_kaggle.ipynb #dc882399
 def geometry_of_run(run: Path) -> pd.DataFrame|None: # sensor_id, x, y, z; None: IceCube's, or not known
     "The sensors that a run learned with."
-    record, here = read_detector(find_checkpoint(run)), geometry_table()[['x', 'y', 'z']].to_numpy(np.float32)
-    if record is None or np.array_equal(record.geometry, here):
+    known, here = read_detectors(find_checkpoint(run)), geometry_table()[['x', 'y', 'z']].to_numpy(np.float32)
+    if not known or np.array_equal(known[0].geometry, here):
         return None
-    table = pd.DataFrame(record.geometry.astype(float).round(4), columns=['x', 'y', 'z'])
+    table = pd.DataFrame(known[0].geometry.astype(float).round(4), columns=['x', 'y', 'z'])
     return table.rename_axis('sensor_id').reset_index()
 
 # %% ../nbs/06_kaggle.ipynb #590875b9

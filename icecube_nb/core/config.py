@@ -53,6 +53,7 @@ class DataConfig:
     turns: bool = False            # train on events turned by 0, 60, ... 300 degrees, drawn anew each epoch
     mirrors: bool = False          # train on events of which half, drawn anew each epoch, are mirrored
     ice: str = ''                  # table of the ice it learned with, from the data folder; empty = IceCube's
+    own_ice: bool = False          # True for a run on several arrays: each is described by its folder's ice
 
 # %% ../../nbs/appendix/config.ipynb #88b4304c
 @dataclass(frozen=True)
@@ -342,10 +343,11 @@ def override(config: Config, # where to start from
 CONFIG_VERSION = 1
 
 def to_json(config: Config) -> str: # indented JSON text with a `version`
-    "Write `config` as text; it names the ice only if that is another detector's."
+    "Write `config` as text; it speaks of ice only if that is not IceCube's, or not that of one array."
     given = asdict(config)
-    if not config.data.ice:
-        del given['data']['ice']
+    for name in ('ice', 'own_ice'):
+        if not given['data'][name]:
+            del given['data'][name]
     return json.dumps({'version': CONFIG_VERSION, **given}, indent=2)
 
 # %% ../../nbs/appendix/config.ipynb #413b49da

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'MADE_BY', 'RECOGNISED', 'COMPETITION_FILES', 'expand', 'record_paths', 'record_csv', 'is_recorded',
-           'is_own_parquet', 'generator_tag', 'is_own_page', 'refuse_inputs', 'check_parent', 'file_type', 'OutputFile',
-           'check_content', 'parquet_bytes', 'check_file', 'mark_folder', 'is_marked', 'check_folder', 'refuse_others',
-           'working_folder']
+           'is_own_parquet', 'generator_tag', 'is_own_page', 'fits_creator', 'is_own_fits', 'refuse_inputs',
+           'check_parent', 'file_type', 'OutputFile', 'check_content', 'parquet_bytes', 'check_file', 'mark_folder',
+           'is_marked', 'check_folder', 'refuse_others', 'working_folder']
 
 # %% ../../nbs/appendix/outputs.ipynb #4c11453e
 import errno
@@ -86,7 +86,16 @@ def is_own_page(path: Path, command: str) -> bool:
     with open(path, 'rb') as file:
         return generator_tag(command).encode() in file.read(1000)
 
-RECOGNISED = {'.csv': is_recorded, '.parquet': is_own_parquet, '.html': is_own_page}
+def fits_creator(command: str) -> str:
+    "What the header of a FITS file says of who made it."
+    return f'icecube-nb {command}'
+
+def is_own_fits(path: Path, command: str) -> bool:
+    "Whether the first header of a FITS file names the command; headers come in blocks of 2,880 bytes."
+    with open(path, 'rb') as file:
+        return f"CREATOR = '{fits_creator(command)}'".encode() in file.read(2880)
+
+RECOGNISED = {'.csv': is_recorded, '.parquet': is_own_parquet, '.html': is_own_page, '.fits': is_own_fits}
 
 # %% ../../nbs/appendix/outputs.ipynb #1ce713e9
 def refuse_inputs(path: Path, inputs: Iterable[str|Path|None]) -> None:

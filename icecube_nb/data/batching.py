@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .packed import PULSE_BYTES, PackedBatch
+from .packed import PackedBatch, range_rows
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
                                     find_events, find_feature_set, make_features, make_tokens,
                                     thin_tokens, to_device, token_lengths)
@@ -72,9 +72,11 @@ class EventFile:
     "A packed file whose events are read to a device."
     def __init__(self, packed: PackedBatch, # an open file
                  tables: CodeTables, # of `pulses.code_tables`, on the device
-                 resident: bool|None = None): # codes stay on the device; None: if a quarter of it holds them
+                 resident: bool|None = None, # codes stay on the device; None: if a quarter of it holds them
+                 first_sensor: int = 0): # row of `tables.sensors` that is the file's sensor 0
         self.packed, self.tables, self.device = packed, tables, tables.time_ns.device
-        resident = fits(PULSE_BYTES*packed.pulse_count, self.device) if resident is None else resident
+        self.first_sensor = first_sensor
+        resident = fits(packed.pulses.nbytes, self.device) if resident is None else resident
         self.codes = to_device(packed.pulses.view(np.int16), self.device) if resident else None
 
     def lengths(self, events: np.ndarray) -> np.ndarray: # (E,) event numbers to (E,) int64
@@ -86,13 +88,15 @@ class EventFile:
         "The codes of some events, one after the other."
         start, lengths = self.packed.offsets[events], self.lengths(events)
         if self.codes is None:
-            pulses, none = self.packed.pulses, np.zeros((0, 3), np.uint16)
-            ranges = zip(start.tolist(), (start + lengths).tolist())
-            codes = np.concatenate([none, *(pulses[first:end] for first, end in ranges)])
-            return to_device(codes.view(np.int16), self.device)
-        _, event = find_events(lengths, self.device)
-        shift = to_device(start - cumulated(lengths)[:-1], self.device).index_select(0, event)
-        return self.codes.index_select(0, torch.arange(len(event), device=self.device) + shift)
+            codes = self.packed.pulses.take(range_rows(start, lengths), 0)
+            codes = to_device(codes.view(np.int16), self.device)
+        else:
+            _, event = find_events(lengths, self.device)
+            shift = to_device(start - cumulated(lengths)[:-1], self.device).index_select(0, event)
+            codes = self.codes.index_select(0, torch.arange(len(event), device=self.device) + shift)
+        if self.first_sensor:
+            codes[:, 0] += self.first_sensor    # the auxiliary bit above the sensor stays as it is
+        return codes
 
 # %% ../../nbs/01b_batching.ipynb #f12a2023
 def fits(size: int, device: torch.device # bytes

@@ -6,7 +6,7 @@
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'NOBODYS_SHARE', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor',
            'placed', 'fill_rows', 'compute_answers', 'compute_turned', 'map_batches', 'answer_events',
            'fallback_direction', 'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction',
-           'count_answers', 'files_to_answer', 'load_predictors', 'predict', 'own_files', 'check_files',
+           'count_answers', 'files_to_answer', 'checked_files', 'load_predictors', 'predict', 'own_files',
            'check_detectors', 'bad_events', 'warn_about_events', 'check_answered', 'answer_files',
            'answers_fingerprint']
 
@@ -28,7 +28,7 @@ import torch
 
 from ..core.config import Config
 from ..core.cpu_workers import CpuWorkerPool
-from ..core.outputs import check_file, check_folder, working_folder
+from ..core.outputs import check_folder, working_folder
 from ..core.storage import fingerprint, remove_leftovers
 from ..data.batching import EventBatch, EventFile, Events, plan_inference, prefetch
 from ..data.packed import PackedBatch, load_packed
@@ -40,7 +40,8 @@ from .answer_options import (AnswerOptions, TurnedReader, kept_options, mean_ove
 from .answers import fingerprint_of, is_dump, read_answers, write_answers
 from .cards import DevicePool, Processes, own_batches, pick_devices, started_together
 from .evaluate import constant_guess
-from .submission import check_events, submission_table
+from .formats import answers_table, check_output
+from .submission import check_files
 from .summaries import SUMMARIES, event_summaries, line_fit_packed
 from ..network.attention import choose_backend
 from ..network.engines import export_onnx, load_engine, refuse_foreign_onnx
@@ -341,6 +342,14 @@ def files_to_answer(data: Path, # competition-format folder
     prepared = prepare(data, batches=batches, splits=splits, on_bad_event='skip')
     return prepared, prepared.test if batches is None else prepared.train | prepared.test
 
+def checked_files(data: Path, batches: list[int]|None, # as above
+                  runs: Iterable[str|Path], other_detector: bool, predictors: list[Predictor] # that are to answer
+    ) -> tuple[Prepared, dict[int, Path], Path|None]: # also the sample submission, if it counts
+    "The same, once it is seen that these runs may answer them."
+    prepared, files = files_to_answer(data, batches)
+    check_detectors(runs, prepared, other_detector, predictors)
+    return prepared, files, check_files(files, data, batches is None)
+
 # %% ../../nbs/04_infer.ipynb #c5c43101
 def load_predictors(run: str|Path, long_run: str|Path|None, # the second for long events, if there is one
                     device: str, precision: str, engine: str, options: AnswerOptions
@@ -359,7 +368,7 @@ def load_predictors(run: str|Path, long_run: str|Path|None, # the second for lon
 # %% ../../nbs/04_infer.ipynb #f0f50003
 def predict(data: str|Path, # competition-format folder with test files
             run: str|Path, # of the model
-            out: str|Path = 'submission.csv', # the file to write: .csv or .parquet
+            out: str|Path|None = None, # the file to write: .csv or .parquet; None: submission.csv
             long_run: str|Path|None = None, # fine-tuned on long events: answers those
             dump: str|Path|None = None, # folder that keeps all answers, logits and pooled vectors
             device: str = 'auto', # `auto`: all cards, else the CPU; as in `pick_devices`
@@ -370,18 +379,17 @@ def predict(data: str|Path, # competition-format folder with test files
             progress: Callable[[int, int, str], None]|None = None, # (events done, of how many, comment)
             deadline: Deadline|None = None, # after which a cheaper method answers
             other_detector: bool = False, # answer events of another detector than the run's all the same
-            options: AnswerOptions = AnswerOptions() # turns, and limit of pulses
+            options: AnswerOptions = AnswerOptions(), # turns, and limit of pulses
+            format: str|None = None # a key of `formats.FORMATS`; None: as the suffix of `out` says
     ) -> Prediction:
     """Answer all test events, batch file by batch file; run it again to resume.
 
     An event without usable pulses counts as unanswered. Processes of `torchrun` share the batch files."""
-    data, output, processes = Path(data), check_file(out, 'predict'), started_together()
+    data, processes, output = Path(data), started_together(), check_output(out, format, Path(data))
     kept = check_folder(dump, 'dump', is_dump) if dump else None
     runs = [run] if long_run is None else [run, long_run]
     predictors = load_predictors(run, long_run, device, precision, engine, options)
-    prepared, files = files_to_answer(data, batches)
-    check_detectors(runs, prepared, other_detector, predictors)
-    sample = check_files(files, data, batches is None)
+    prepared, files, sample = checked_files(data, batches, runs, other_detector, predictors)
     if processes.rank == 0:
         warn_about_events(runs, prepared, files)
     with processes.share(working_folder(output, kept, is_dump)) as folder:
@@ -392,12 +400,12 @@ def predict(data: str|Path, # competition-format folder with test files
                      progress if processes.rank == 0 else None, deadline)
         processes.wait_for_all('answered')
         if processes.rank == 0:
-            counts = count_answers(answers.values())
-            check_answered(counts, files)
-            output.write_table(submission_table(list(answers.values()), sample))
+            counts = check_answered(count_answers(answers.values()), files)
+            head, paths = answer or predictors[0].config.model.outputs[0], list(answers.values())
+            output.write_table(answers_table(format, paths, head, sample, data))
             processes.tell('counts', json.dumps(counts))
-    counts = json.loads(processes.ask('counts'))
-    return Prediction(output.path, list(answers.values()) if dump else [], *counts, bad_events(files))
+    counts, paths = json.loads(processes.ask('counts')), list(answers.values()) if dump else []
+    return Prediction(output.path, paths, *counts, bad_events(files))
 
 # %% ../../nbs/04_infer.ipynb #f0f50005
 def own_files(files: dict[int, Path], # batch_id to packed file
@@ -406,18 +414,6 @@ def own_files(files: dict[int, Path], # batch_id to packed file
     "Share the batch files out over the processes."
     sizes = {batch_id: len(load_packed(path, check=False)) for batch_id, path in files.items()}
     return {batch_id: files[batch_id] for batch_id in own_batches(sizes, processes.rank, processes.ranks)}
-
-def check_files(files: dict[int, Path], # batch_id to packed file
-                data: Path, # competition-format folder
-                whole: bool # whether these are all test files, so that the sample submission counts
-    ) -> Path|None: # the sample submission, if there is one
-    "Before a long job: ValueError if there is nothing to answer, or the sample asks for other events."
-    if not files:
-        raise ValueError(f'{data}/test_meta.parquet lists no batches; copy it again')
-    if not whole:
-        return None
-    ids = [load_packed(path, check=False).event_id for path in files.values()]
-    return check_events(np.concatenate(ids), data)
 
 def check_detectors(runs: Iterable[str|Path], prepared: Prepared, other_detector: bool,
                     predictors: Iterable[Predictor] = () # that answer
@@ -453,12 +449,14 @@ def warn_about_events(runs: Iterable[str|Path], prepared: Prepared,
             warnings.warn(message, stacklevel=2)
 
 def check_answered(counts: tuple[int, ...], # of `count_answers`
-                   files: dict[int, Path]) -> None: # batch_id to packed file
+                   files: dict[int, Path] # batch_id to packed file
+    ) -> tuple[int, ...]: # the counts
     "ValueError if no event got an answer although there are pulses."
     if counts[0] == counts[1] and any(load_packed(path, check=False).pulse_count for path in files.values()):
         raise ValueError(f'none of {counts[0]:,} events got a finite answer; nothing is written. Try '
                          '--precision fp32, '
                          'or another checkpoint')
+    return counts
 
 # %% ../../nbs/04_infer.ipynb #b40063d3
 def answer_files(files: dict[int, Path], # batch_id to packed file

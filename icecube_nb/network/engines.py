@@ -71,7 +71,8 @@ class EqualLength(nn.Module):
         equals = getattr(m.pool, 'pool_equals', None)       # a pooling may have a simpler form for one length
         pooled = equals(h) if equals else m.pool(h.flatten(0, 1), offsets)              # (b, D)
         if m.summary is not None:
-            pooled = pooled + m.summary(event_summary(x.flatten(0, 1), offsets, m.where))
+            event = torch.arange(b)[:, None].expand(b, n).flatten()                     # (b n,)
+            pooled = pooled + m.summary(event_summary(x.flatten(0, 1), offsets, m.where, event))
         return tuple(run_heads(m, m.output_layers, pooled).values())
 
 # %% ../../nbs/appendix/engines.ipynb #12f8e66e

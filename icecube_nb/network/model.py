@@ -201,11 +201,13 @@ def build_pooling(config: ModelConfig) -> nn.Module:
 # %% ../../nbs/02_model.ipynb #e0673bb3
 def event_summary(features: Tensor, # (N, F)
                   offsets: Tensor, # (B+1,)
-                  where: Mapping[str, int] # of `feature_columns`
+                  where: Mapping[str, int], # of `feature_columns`
+                  event: Tensor|None = None # (N,) of `event_index`; None: computed here
     ) -> Tensor: # (B, 14) line fit, centre, extent and size of each event's non-auxiliary pulses
     "Least-squares line through the pulses, and the moments it is made of (features as in `pulses`)."
     side = POSITION_UNIT_M/CENTRED_POSITION_UNIT_M
-    event, zero = event_index(offsets, len(features)), features.new_zeros(len(offsets) - 1, 1)
+    event = event_index(offsets, len(features)) if event is None else event
+    zero = features.new_zeros(len(offsets) - 1, 1)
     def total(x):
         return zero.new_zeros(len(zero), x.shape[1]).index_add_(0, event, x)  # (N, C) -> (B, C)
     not_auxiliary = (pick(features, where, 'auxiliary') < 0).to(features.dtype)         # (N, 1)

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['VALIDATION_PULSES', 'MOST_ON_CPU', 'one_cycle', 'flat_then_decay', 'learning_rate', 'answer_batches', 'errors_of',
            'validate', 'run_progress', 'growth_at', 'epoch_steps', 'mean_row', 'use_of_card', 'StepReader', 'RunLog',
-           'fit', 'fit_epoch', 'begin_state', 'nothing_left_of_nothing', 'fit_to', 'check_learned', 'train']
+           'fit', 'fit_epoch', 'begin_state', 'nothing_left_of_nothing', 'HeldOut', 'validate_all', 'source_of',
+           'fit_to', 'check_learned', 'train']
 
 # %% ../../nbs/03_train.ipynb #259c06e5
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,13 +36,14 @@ from ..data.record import check_same_events, make_record, read_record
 from ..network.heads import heads_of
 from ..network.model import count_parameters, load_weights
 from ..physics.angles import angular_error
+from ..physics.detector import MAX_SENSORS
 from .checkpoints import (check_same_sensors, find_checkpoint, folder_detector,
                                              sensors_of_run, with_folder_ice)
 from .distributed import ProcessGroup, sum_over_processes, wait_for_all
 from .hardware import peak_tflops
 from .precision import pick_device, reduced
-from .runs import (SessionOver, StopRequest, TensorBoardWriter, append_log, check_run,
-                                      checkpoints, log_rows, stop_requests, stopped_by, trim_log)
+from .runs import (StopRequest, TensorBoardWriter, append_log, check_run, checkpoints,
+                                      log_rows, stop_requests, stopped_by, trim_log)
 from .state import (State, describe, new_state, resume_state, save_state, set_precision,
                                        starting_point)
 from .step import cpu_workers_for, read_counts, read_back, retreat, train_step
@@ -272,12 +275,11 @@ def fit(state: State, # changed in place
         minutes: float|None = None, # budget of time that the schedule is fitted to
         validation: Callable[[State], dict]|None = None, # called after each epoch and at the end
         progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
-        report: Callable[[str], None]|None = None, # called with a line when the way to compute changes
-        session_minutes: float|None = None # `SessionOver` is raised after so long; None: no such limit
+        report: Callable[[str], None]|None = None # called with a line when the way to compute changes
     ) -> State:
     "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
     processes, log, reader = state.processes, RunLog(state, run, progress, report), StepReader(state)
-    with stop_requests(session_minutes) as asked, closing(log), cpu_workers_for(state) as workers:
+    with stop_requests() as asked, closing(log), cpu_workers_for(state) as workers:
         while True:
             plan = source.plan(state.epoch)
             if run_progress(state, len(plan), minutes) >= 1:
@@ -334,21 +336,22 @@ def fit_epoch(state: State, # changed in place
     return True
 
 # %% ../../nbs/03_train.ipynb #02919110
-def begin_state(prepared: Prepared, run: Path, config: Config, device: str, start_from: str|Path|None,
+def begin_state(folders: list[Prepared], run: Path, config: Config, device: str, start_from: str|Path|None,
                 processes: ProcessGroup) -> State:
     "Fresh, taken over from `start_from`, or resumed if `run` has a checkpoint; noted in the log."
-    weights, angle_bins, detector = None, prepared.angle_bins.to_dict(), folder_detector(prepared)
+    weights, angle_bins = None, folders[0].angle_bins.to_dict()
     if start_from:
         config, weights, own_bins = starting_point(start_from, config)
         angle_bins = own_bins or angle_bins
-    detector = replace(detector, ice=config.data.ice)
-    record = make_record(prepared)
+    first, *more = map(folder_detector, folders)
+    detectors = (replace(first, ice=config.data.ice), *more)
+    record = make_record(*folders)
     if checkpoints(run):
         check_same_events(run, read_record(find_checkpoint(run)), record)
-        check_same_sensors(run, detector)
-        state = resume_state(run, config, device, processes, detector)
+        check_same_sensors(run, detectors)
+        state = resume_state(run, config, device, processes, detectors)
     else:
-        state = new_state(config, angle_bins, device, processes, detector)
+        state = new_state(config, angle_bins, device, processes, detectors)
         for model in (state.model, state.average) if weights else ():
             if model is not None:
                 load_weights(model, weights, start_from)
@@ -381,20 +384,47 @@ def nothing_left_of_nothing(run: Path) -> Iterator[None]:
         raise
 
 # %% ../../nbs/03_train.ipynb #a3bc6c86
+class HeldOut(NamedTuple):
+    "A file that validates."
+    packed: PackedBatch
+    sensors: np.ndarray          # (S, 6) of its array
+
+def validate_all(state: State, held_out: list[HeldOut]
+    ) -> dict[str, float|list[float]]: # as `validate`; of several files the mean, and `folder_errors`
+    "Mean angular errors on the held-out file of each folder."
+    found = [validate(state, *each) for each in held_out]
+    found = [errors for errors in found if errors]
+    if len(found) < 2:
+        return found[0] if found else {}
+    mean = {name: sum(errors[name] for errors in found)/len(found) for name in found[0]}
+    return mean | {'folder_errors': [errors['error'] for errors in found]}
+
+def source_of(folders: list[Prepared], config: Config, device: torch.device
+    ) -> tuple[TrainingEvents, list[HeldOut]]:
+    "Training files and held-out files of some folders; the sensors of all arrays stand in one table."
+    files, first, tables, held_out = [], [], [], []
+    for prepared in folders:
+        train_ids, validation_ids = split_batches(prepared.train)
+        first += [sum(map(len, tables))]*len(train_ids)
+        tables.append(sensors_of_run(prepared, config.data))
+        files += [prepared.train[i] for i in train_ids]
+        held_out += [HeldOut(load_packed(prepared.train[i]), tables[-1]) for i in validation_ids[:1]]
+    if sum(map(len, tables)) > MAX_SENSORS:
+        raise ValueError(f'the {len(folders)} folders have {sum(map(len, tables)):,} sensors in all, at most '
+                         f'{MAX_SENSORS:,} can be packed; train on fewer of them')
+    source = TrainingEvents(files, np.concatenate(tables), config.model.features, config.data,
+                            config.train.batch_events, config.train.seed, device, first_sensor=first)
+    return source, held_out
+
+# %% ../../nbs/03_train.ipynb #65ce83b3
 def fit_to(state: State, # changed in place
-           prepared: Prepared, run: Path, minutes: float|None, progress: Callable|None, report: Callable|None,
-           session_minutes: float|None = None # of `fit`
+           folders: list[Prepared], run: Path, minutes: float|None, progress: Callable|None,
+           report: Callable|None
     ) -> None:
-    "Train on all batch files but the last, which validates."
-    c = state.config
-    train_ids, validation_ids = split_batches(prepared.train)
-    sensors = sensors_of_run(prepared, c.data)
-    source = TrainingEvents([prepared.train[i] for i in train_ids], sensors, c.model.features, c.data,
-                            c.train.batch_events, c.train.seed, state.device,
-                            load=prepared.space.open if prepared.space else load_packed)
-    held_out = load_packed(prepared.train[validation_ids[0]]) if validation_ids else None
-    check = (lambda s: validate(s, held_out, sensors)) if held_out is not None else None
-    fit(state, source, run, minutes, check, progress, report, session_minutes)
+    "Train on all batch files of each folder but the last, which validates."
+    source, held_out = source_of(folders, state.config, state.device)
+    check = (lambda s: validate_all(s, held_out)) if held_out else None
+    fit(state, source, run, minutes, check, progress, report)
 
 def check_learned(state: State, run: Path) -> None:
     "ValueError if a training has come to its end and has changed no weight."
@@ -404,7 +434,7 @@ def check_learned(state: State, run: Path) -> None:
                          'or a gradient was NaN or infinite; begin a new run with a smaller train.max_lr')
 
 # %% ../../nbs/03_train.ipynb #d5f45686
-def train(prepared: Prepared, # of `data.prepare.prepare`
+def train(prepared: Prepared|Sequence[Prepared], # of `data.prepare.prepare`; several: those of several arrays
           run: str|Path, # folder of checkpoints and log; one that was stopped is resumed
           config: Config,
           minutes: float|None = None, # budget of time; None: `config.train.epochs`
@@ -412,25 +442,23 @@ def train(prepared: Prepared, # of `data.prepare.prepare`
           progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
           start_from: str|Path|None = None, # run or published `.ckpt` whose network and weights to begin with
           processes: ProcessGroup = ProcessGroup(), # of `start_process_group`
-          report: Callable[[str], None]|None = None, # called with a line on how it computes
-          session_minutes: float|None = None # stop after so long, with a checkpoint; None: no such limit
+          report: Callable[[str], None]|None = None # called with a line on how it computes
     ) -> State:
     "Train, or continue a run, and leave checkpoints and log in `run`; no other process can do so meanwhile."
     run = check_run(run, start_from)
     check_config(config)
     check_minutes(minutes)
-    check_minutes(session_minutes)
-    if not prepared.train:
-        raise ValueError(f'{prepared.folder} has no training files; prepare a folder with train_meta.parquet')
-    split_batches(prepared.train)                     # ValueError before anything is made
-    config = with_folder_ice(config, prepared, run)
+    folders = [prepared] if isinstance(prepared, Prepared) else list(prepared)
+    for each in folders:
+        if not each.train:
+            raise ValueError(f'{each.folder} has no training files; prepare a folder with train_meta.parquet')
+        split_batches(each.train)                     # ValueError before anything is made
+    config = with_folder_ice(config, folders, run)
     with claimed(run) if processes.rank == 0 else nullcontext(), nothing_left_of_nothing(run):
-        state = begin_state(prepared, run, config, device, start_from, processes)
+        state = begin_state(folders, run, config, device, start_from, processes)
         if report and processes.rank == 0:
             report(describe(state))
         mark_folder(run, 'run')
-        with suppress(SessionOver):
-            fit_to(state, prepared, run, minutes, progress, report, session_minutes)
+        fit_to(state, folders, run, minutes, progress, report)
     check_learned(state, run)
     return state
-

@@ -64,7 +64,7 @@ class State:
     card: Card|None                 # the GPU, if it runs on one
     work: Work                      # operations of the network
     counts: tuple[Tensor, Tensor]   # () on the device: steps left out in all, and of the last ones in a row
-    detector: DetectorRecord|None = None  # that the network learns for; kept in its checkpoints
+    detectors: tuple[DetectorRecord, ...] = ()  # that the network learns for; kept in its checkpoints
     processes: ProcessGroup = ProcessGroup()
     network: nn.Module|None = None  # `model`, wrapped if there are several processes
     average: Model|None = None      # running mean of the weights, if there is one
@@ -93,7 +93,7 @@ class State:
 
 # %% ../../nbs/appendix/run_state.ipynb #a8f15b92
 def new_state(config: Config, angle_bins: dict[str, list[float]], device: str = 'auto',
-              processes: ProcessGroup = ProcessGroup(), detector: DetectorRecord|None = None
+              processes: ProcessGroup = ProcessGroup(), detectors: tuple[DetectorRecord, ...] = ()
     ) -> State:
     "Fresh weights, seeded by the config."
     where, _ = pick_device(device)
@@ -111,7 +111,7 @@ def new_state(config: Config, angle_bins: dict[str, list[float]], device: str = 
     kernel = smoothing_kernel(config.train.smoothing_bins, config.train.smoothing_sigma).to(where)
     none = torch.zeros((), dtype=torch.int64, device=where)
     state = State(config, model, make_optimiser(model, config), bins, angle_bins, kernel, where,
-                  find_card(where), count_work(model, config.model), (none, none), detector, processes,
+                  find_card(where), count_work(model, config.model), (none, none), detectors, processes,
                   wrap_for_processes(model, processes, where), average)
     set_precision(state)
     return state
@@ -204,7 +204,7 @@ def save_state(state: State, # `window`, `skipped` and `bad` have been read from
         if state.record:
             more[RECORD] = record_bytes(state.record)
         weights = {k: v.detach().cpu().numpy() for k, v in state.eval_model.state_dict().items()}
-        save_checkpoint(folder, state.config, weights, state.angle_bins, more, state.detector)
+        save_checkpoint(folder, state.config, weights, state.angle_bins, more, state.detectors)
     remove_checkpoints(run, state.config.train.keep_last)
     return folder
 
@@ -295,14 +295,14 @@ def load_optimiser(optimiser: torch.optim.Optimizer|JointOptimiser, saved: dict)
 def resume_state(run: Path, # run folder
                  config: Config, # must equal the run's own, but for `RESUMABLE_CHANGES`
                  device: str = 'auto', processes: ProcessGroup = ProcessGroup(),
-                 detector: DetectorRecord|None = None
+                 detectors: tuple[DetectorRecord, ...] = ()
     ) -> State:
     "The state of the last checkpoint of `run`; ValueError if its config is another or its state is broken."
     folder = find_checkpoint(run)
     kept, weights, angle_bins = load_checkpoint(folder)
     check_same(kept, config, run)
     make_bins(angle_bins, config.model.zenith_mirror, f'the angle bins of {folder}') # raises
-    state = new_state(config, angle_bins, device, processes, detector)
+    state = new_state(config, angle_bins, device, processes, detectors)
     weights = {k: torch.from_numpy(v) for k, v in weights.items()}
     load_weights(state.eval_model, weights, folder/'weights.safetensors')
     saved = read_saved(folder/'state.pt', state)
