@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .packed import PackedBatch, range_rows
+from .packed import PULSE_BYTES, PackedBatch
 from .pulses import (CodeTables, Tokens, choose_tokens, code_tables, count_tokens, cumulated,
                                     find_events, find_feature_set, make_features, make_tokens,
                                     thin_tokens, to_device, token_lengths)
@@ -76,7 +76,7 @@ class EventFile:
                  first_sensor: int = 0): # row of `tables.sensors` that is the file's sensor 0
         self.packed, self.tables, self.device = packed, tables, tables.time_ns.device
         self.first_sensor = first_sensor
-        resident = fits(packed.pulses.nbytes, self.device) if resident is None else resident
+        resident = fits(PULSE_BYTES*packed.pulse_count, self.device) if resident is None else resident
         self.codes = to_device(packed.pulses.view(np.int16), self.device) if resident else None
 
     def lengths(self, events: np.ndarray) -> np.ndarray: # (E,) event numbers to (E,) int64
@@ -88,7 +88,9 @@ class EventFile:
         "The codes of some events, one after the other."
         start, lengths = self.packed.offsets[events], self.lengths(events)
         if self.codes is None:
-            codes = self.packed.pulses.take(range_rows(start, lengths), 0)
+            pulses, none = self.packed.pulses, np.zeros((0, 3), np.uint16)
+            ranges = zip(start.tolist(), (start + lengths).tolist())
+            codes = np.concatenate([none, *(pulses[first:end] for first, end in ranges)])
             codes = to_device(codes.view(np.int16), self.device)
         else:
             _, event = find_events(lengths, self.device)

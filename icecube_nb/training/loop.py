@@ -42,8 +42,8 @@ from .checkpoints import (check_same_sensors, find_checkpoint, folder_detector,
 from .distributed import ProcessGroup, sum_over_processes, wait_for_all
 from .hardware import peak_tflops
 from .precision import pick_device, reduced
-from .runs import (StopRequest, TensorBoardWriter, append_log, check_run, checkpoints,
-                                      log_rows, stop_requests, stopped_by, trim_log)
+from .runs import (SessionOver, StopRequest, TensorBoardWriter, append_log, check_run,
+                                      checkpoints, log_rows, stop_requests, stopped_by, trim_log)
 from .state import (State, describe, new_state, resume_state, save_state, set_precision,
                                        starting_point)
 from .step import cpu_workers_for, read_counts, read_back, retreat, train_step
@@ -275,11 +275,12 @@ def fit(state: State, # changed in place
         minutes: float|None = None, # budget of time that the schedule is fitted to
         validation: Callable[[State], dict]|None = None, # called after each epoch and at the end
         progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
-        report: Callable[[str], None]|None = None # called with a line when the way to compute changes
+        report: Callable[[str], None]|None = None, # called with a line when the way to compute changes
+        session_minutes: float|None = None # `SessionOver` is raised after so long; None: no such limit
     ) -> State:
     "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
     processes, log, reader = state.processes, RunLog(state, run, progress, report), StepReader(state)
-    with stop_requests() as asked, closing(log), cpu_workers_for(state) as workers:
+    with stop_requests(session_minutes) as asked, closing(log), cpu_workers_for(state) as workers:
         while True:
             plan = source.plan(state.epoch)
             if run_progress(state, len(plan), minutes) >= 1:
@@ -412,19 +413,22 @@ def source_of(folders: list[Prepared], config: Config, device: torch.device
     if sum(map(len, tables)) > MAX_SENSORS:
         raise ValueError(f'the {len(folders)} folders have {sum(map(len, tables)):,} sensors in all, at most '
                          f'{MAX_SENSORS:,} can be packed; train on fewer of them')
+    spaces = {path: prepared.space for prepared in folders for path in prepared.train.values()}
+    load = lambda path: spaces[path].open(path) if spaces[path] else load_packed(path)
     source = TrainingEvents(files, np.concatenate(tables), config.model.features, config.data,
-                            config.train.batch_events, config.train.seed, device, first_sensor=first)
+                            config.train.batch_events, config.train.seed, device, load=load, first_sensor=first)
     return source, held_out
 
 # %% ../../nbs/03_train.ipynb #65ce83b3
 def fit_to(state: State, # changed in place
            folders: list[Prepared], run: Path, minutes: float|None, progress: Callable|None,
-           report: Callable|None
+           report: Callable|None,
+           session_minutes: float|None = None # of `fit`
     ) -> None:
     "Train on all batch files of each folder but the last, which validates."
     source, held_out = source_of(folders, state.config, state.device)
     check = (lambda s: validate_all(s, held_out)) if held_out else None
-    fit(state, source, run, minutes, check, progress, report)
+    fit(state, source, run, minutes, check, progress, report, session_minutes)
 
 def check_learned(state: State, run: Path) -> None:
     "ValueError if a training has come to its end and has changed no weight."
@@ -442,12 +446,14 @@ def train(prepared: Prepared|Sequence[Prepared], # of `data.prepare.prepare`; se
           progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
           start_from: str|Path|None = None, # run or published `.ckpt` whose network and weights to begin with
           processes: ProcessGroup = ProcessGroup(), # of `start_process_group`
-          report: Callable[[str], None]|None = None # called with a line on how it computes
+          report: Callable[[str], None]|None = None, # called with a line on how it computes
+          session_minutes: float|None = None # stop after so long, with a checkpoint; None: no such limit
     ) -> State:
     "Train, or continue a run, and leave checkpoints and log in `run`; no other process can do so meanwhile."
     run = check_run(run, start_from)
     check_config(config)
     check_minutes(minutes)
+    check_minutes(session_minutes)
     folders = [prepared] if isinstance(prepared, Prepared) else list(prepared)
     for each in folders:
         if not each.train:
@@ -459,6 +465,7 @@ def train(prepared: Prepared|Sequence[Prepared], # of `data.prepare.prepare`; se
         if report and processes.rank == 0:
             report(describe(state))
         mark_folder(run, 'run')
-        fit_to(state, folders, run, minutes, progress, report)
+        with suppress(SessionOver):
+            fit_to(state, folders, run, minutes, progress, report, session_minutes)
     check_learned(state, run)
     return state
