@@ -336,9 +336,10 @@ def nested_pieces(table: Table, columns: dict[str, str], after: int, rows: int =
     for row, batch in arrow_batches(table, columns.values(), after, rows):
         batch, row = batch.slice(max(after + 1 - row, 0)), max(row, after + 1)
         lists = {name: field_of(batch, column) for name, column in columns.items()}
-        lengths = pc.list_value_length(lists['time']).fill_null(0).to_numpy()
-        piece = {name: as_floats(pc.list_flatten(values), table, columns[name])
-                 for name, values in lists.items()}
+        with reading(table.path): # a column that holds no lists
+            lengths = pc.list_value_length(lists['time']).fill_null(0).to_numpy()
+            flat = {name: pc.list_flatten(values) for name, values in lists.items()}
+        piece = {name: as_floats(values, table, columns[name]) for name, values in flat.items()}
         event = np.repeat(np.arange(row, row + len(batch)), lengths)
         if any(len(values) != len(event) for values in piece.values()):
             raise ValueError(f'{table.path} rows {row} to {row + len(batch) - 1}: the lists of an event '

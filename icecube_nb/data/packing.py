@@ -42,9 +42,13 @@ class Job(NamedTuple):
 def read_meta(path: Path # a file that `split_train_meta` wrote
     ) -> dict[str, np.ndarray]: # column to (B,)
     "The meta rows of one batch."
-    file = open_parquet(path, {k: v for k, v in INDICES.items() if k != 'batch_id'})
+    kinds = {k: v for k, v in INDICES.items() if k != 'batch_id'}
+    file = open_parquet(path, kinds)
+    if 'azimuth' in file.schema_arrow.names:
+        kinds |= ANGLES
+        file = open_parquet(path, kinds)
     with reading(path):
-        table = file.read(use_threads=False)
+        table = file.read(list(kinds), use_threads=False)
     return {name: table[name].to_numpy() for name in table.column_names}
 
 # %% ../../nbs/appendix/packing_jobs.ipynb #7f8c64bf

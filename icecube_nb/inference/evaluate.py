@@ -312,13 +312,17 @@ def rows_of_batches(table: pd.DataFrame, batches, path) -> pd.DataFrame:
         raise ValueError(f'{path}: no rows of batch {min(missing)}; name batches that it has')
     return table[table['batch_id'].isin(batches)].reset_index(drop=True)
 
+def _shown(value: object) -> str:
+    "A cell of a table in one short line."
+    return ' '.join(str(value).split())[:60]
+
 def _event_ids(table: pd.DataFrame, path) -> np.ndarray: # (B,) int64
     "The event ids: whole numbers, none twice."
     ids = pd.to_numeric(table['event_id'], errors='coerce')
     bad = (ids.isna() | (ids.fillna(0) % 1 != 0) | (ids.fillna(0).abs() > 2**62)).to_numpy(bool)
     if bad.any():
         raise ValueError(f'{path}: event_id of row {bad.argmax()} is '
-                                   f'{table["event_id"].iloc[bad.argmax()]!s:.60} ({bad.sum()} such); '
+                                   f'{_shown(table["event_id"].iloc[bad.argmax()])} ({bad.sum()} such); '
                                    'write a whole number in each row')
     ids = ids.astype('int64').to_numpy()
     twice = pd.Series(ids).duplicated().to_numpy()
@@ -335,7 +339,7 @@ def _check_angle(table: pd.DataFrame, name: str, path) -> np.ndarray: # (B,) flo
     angle = pd.to_numeric(table[name], errors='coerce').to_numpy(float, na_value=np.nan)        # (B,)
     high, allowed = ANGLE_RANGES[name]
     message = lambda bad: (f'{path}: {name} of event {table["event_id"].iloc[bad.argmax()]} is '
-                           f'{table[name].iloc[bad.argmax()]!s:.60}')
+                           f'{_shown(table[name].iloc[bad.argmax()])}')
     bad = ~np.isfinite(angle)
     if bad.any():
         raise ValueError(f'{message(bad)} ({bad.sum()} such); write a finite number of radians')

@@ -119,7 +119,10 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
         chosen = 'fp32' if precision == 'auto' else precision
         computed = load_engine(engine, folder/EXPORTED, identity, chosen)
         return Predictor(computed, config, bins, torch.device('cpu'), chosen, identity, engine, options)
-    model = Model(config.model)
+    try:
+        model = Model(config.model)
+    except ValueError as e: # a setting that this version does not know
+        raise ValueError(f'{folder/"config.json"}: {e}') from None
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     load_weights(model, tensors, folder/'weights.safetensors')
     places, _ = pick_devices(device)
