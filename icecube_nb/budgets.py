@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHARE_OF_PEAK', 'MOST_EVENTS', 'TWO_CARDS', 'CARDS', 'FAMILY', 'ENOUGH_EVENTS', 'BUDGETS', 'MEAN_PULSES', 'SUBMIT',
            'NetworkSize', 'event_flops', 'network_sizes', 'share_of_peak', 'training_speed', 'answer_speed',
-           'measured_speeds', 'as_range', 'expected_error', 'preset_table', 'recommend', 'budget_table', 'disk_line',
-           'what_to_run']
+           'measured_speeds', 'as_range', 'expected_error', 'preset_table', 'recommend', 'budget_table', 'packed_bytes',
+           'disk_line', 'what_to_run']
 
 # %% ../nbs/appendix/budgets.ipynb #dc070004
 import json
@@ -20,7 +20,8 @@ import torch
 
 from .core.config import PRESETS, Config, preset
 from .data.batching import EventFile, count_events
-from .data.packed import PackedBatch
+from .data.packed import EVENT_COLUMNS, PackedBatch, compress_events
+from .data.packed_columns import string_sensors
 from .data.pulses import code_tables, token_lengths
 from .inference.evaluate import to_markdown
 from .network.model import Model, count_parameters
@@ -161,13 +162,21 @@ def budget_table(sizes: list[NetworkSize], measured: dict
 # %% ../nbs/appendix/budgets.ipynb #dc070016
 MEAN_PULSES = 165                                        # of an event of the competition
 
+def packed_bytes(batch: PackedBatch) -> int:
+    "Size of a packed file, as it would be if it were packed now."
+    if not isinstance(batch.stored, np.ndarray):
+        return batch.path.stat().st_size
+    per_string = string_sensors(batch.pulses[:, 0])                # a file of version 0.1
+    events = {name: np.asarray(getattr(batch, name)).astype(dtype) for name, dtype in EVENT_COLUMNS.items()}
+    return sum(column.nbytes for _, column in compress_events(events, batch.offsets, batch.pulses, per_string))
+
 def disk_line(data: Path, batches: list[PackedBatch], # a folder of competition files, and its packed training files
               packing: dict # `bench/results/packing.json`
     ) -> str: # a sentence
     "Disk and packing time of the competition's events."
     events = sum(b.pulse_count for b in batches)/MEAN_PULSES
     raw = sum((data/f'train/batch_{b.batch_id}.parquet').stat().st_size for b in batches)/events
-    packed = sum(b.path.stat().st_size for b in batches)/events
+    packed = sum(packed_bytes(b) for b in batches)/events
     minutes = COMPETITION_EVENTS/packing['events_per_second']/60
     return (f'All {COMPETITION_EVENTS/1e6:.0f} million events take about {raw*COMPETITION_EVENTS/1e9:.0f} GB as the '
             f'competition\'s parquet files and {packed*COMPETITION_EVENTS/1e9:.0f} GB packed ({raw:.0f} and {packed:.0f} '
