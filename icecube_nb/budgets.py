@@ -76,16 +76,23 @@ def training_speed(size: NetworkSize, card: str, # a key of `PEAK_TFLOPS`
                    measured: dict[tuple[str, str], float] # (preset, card) to events a second
     ) -> tuple[float, float]: # events a second, low and high; equal where they are measured
     "How fast a card trains a network in 16 bits."
-    known = next((v for (name, device), v in measured.items() if name == size.name and device.startswith(card)), None)
+    known = next(
+        (v for (name, device), v in measured.items() if name == size.name and device.startswith(card)), None
+    )
     if known:
         return known, known
     peak = PEAK_TFLOPS[card][0]*1e12
-    return tuple(min(share*peak/size.flops, most) for share, most in zip(share_of_peak(size.width), MOST_EVENTS))
+    return tuple(
+        min(share * peak / size.flops, most) for share, most in zip(share_of_peak(size.width), MOST_EVENTS)
+    )
 
 def answer_speed(size: NetworkSize, card: str) -> tuple[float, float]: # events a second, low and high
     "How fast a card answers: a third of the operations, and the same limit."
     peak = PEAK_TFLOPS[card][0]*1e12
-    return tuple(min(3*share*peak/size.flops, most) for share, most in zip(share_of_peak(size.width), MOST_EVENTS))
+    return tuple(
+        min(3 * share * peak / size.flops, most)
+        for share, most in zip(share_of_peak(size.width), MOST_EVENTS)
+    )
 
 def measured_speeds(path: Path # bench/results/gpu.json
     ) -> dict[tuple[str, str], float]: # (preset, card) to events a second, the best of its rows
@@ -135,9 +142,13 @@ def preset_table(sizes: list[NetworkSize], measured: dict, figures: pd.DataFrame
 # %% ../nbs/appendix/budgets.ipynb #dc070012
 FAMILY = 'deep', 'medium', 'large'                      # our own networks, the smallest first
 ENOUGH_EVENTS = COMPETITION_EVENTS                      # each event once
-BUDGETS = (('one Kaggle session', 'Tesla T4', TWO_CARDS, 9.5), ('three Kaggle sessions', 'Tesla T4', TWO_CARDS, 28.5),
-           ('a night on an RTX 4090', 'NVIDIA GeForce RTX 4090', 1, 10), ('a day on an A100', 'NVIDIA A100', 1, 24),
-           ('a day on an H100', 'NVIDIA H100', 1, 24))
+BUDGETS = (
+    ('one Kaggle session', 'Tesla T4', TWO_CARDS, 9.5),
+    ('three Kaggle sessions', 'Tesla T4', TWO_CARDS, 28.5),
+    ('a night on an RTX 4090', 'NVIDIA GeForce RTX 4090', 1, 10),
+    ('a day on an A100', 'NVIDIA A100', 1, 24),
+    ('a day on an H100', 'NVIDIA H100', 1, 24),
+)
 
 def recommend(sizes: list[NetworkSize], card: str, times: float, hours: float, measured: dict
     ) -> tuple[str, float, float]: # preset, and the events that it sees, low and high
@@ -151,7 +162,11 @@ def recommend(sizes: list[NetworkSize], card: str, times: float, hours: float, m
 def budget_table(sizes: list[NetworkSize], measured: dict
     ) -> pd.DataFrame: # a row for each budget
     "What to run."
-    first = {'budget': 'minutes on two CPU cores', 'preset': f'`{FAMILY[0]}`', 'million events seen': 'see the demo'}
+    first = {
+        'budget': 'minutes on two CPU cores',
+        'preset': f'`{FAMILY[0]}`',
+        'million events seen': 'see the demo',
+    }
     rows = [first]
     for title, card, times, hours in BUDGETS:
         name, low, high = recommend(sizes, card, times, hours, measured)
@@ -168,9 +183,12 @@ def packed_bytes(batch: PackedBatch) -> int:
         return batch.path.stat().st_size
     per_string = string_sensors(batch.pulses[:, 0])                # a file of version 0.1
     events = {name: np.asarray(getattr(batch, name)).astype(dtype) for name, dtype in EVENT_COLUMNS.items()}
-    return sum(column.nbytes for _, column in compress_events(events, batch.offsets, batch.pulses, per_string))
+    return sum(
+        column.nbytes for _, column in compress_events(events, batch.offsets, batch.pulses, per_string)
+    )
 
-def disk_line(data: Path, batches: list[PackedBatch], # a folder of competition files, and its packed training files
+# a folder of competition files, and its packed training files
+def disk_line(data: Path, batches: list[PackedBatch],
               packing: dict # `bench/results/packing.json`
     ) -> str: # a sentence
     "Disk and packing time of the competition's events."
@@ -178,10 +196,13 @@ def disk_line(data: Path, batches: list[PackedBatch], # a folder of competition 
     raw = sum((data/f'train/batch_{b.batch_id}.parquet').stat().st_size for b in batches)/events
     packed = sum(packed_bytes(b) for b in batches)/events
     minutes = COMPETITION_EVENTS/packing['events_per_second']/60
-    return (f'All {COMPETITION_EVENTS/1e6:.0f} million events take about {raw*COMPETITION_EVENTS/1e9:.0f} GB as the '
-            f'competition\'s parquet files and {packed*COMPETITION_EVENTS/1e9:.0f} GB packed ({raw:.0f} and {packed:.0f} '
-            f'bytes an event of 165 pulses, by simulated ones); packing takes about {minutes:.0f} minutes of one core, if the disk '
-            'keeps up. `train --pack-space 15GB` needs no more than that for packed files.')
+    return (
+        f'All {COMPETITION_EVENTS/1e6:.0f} million events take about '
+        f'{raw*COMPETITION_EVENTS/1e9:.0f} GB as the competition\'s parquet files and '
+        f'{packed*COMPETITION_EVENTS/1e9:.0f} GB packed ({raw:.0f} and {packed:.0f} bytes an event of '
+        f'165 pulses, by simulated ones); packing takes about {minutes:.0f} minutes of one core, if the disk '
+        'keeps up. `train --pack-space 15GB` needs no more than that for packed files.'
+    )
 
 # %% ../nbs/appendix/budgets.ipynb #dc070019
 SUBMIT = '''    icecube-nb train  --run runs/mine --preset {preset} --batches 1-651 --pack-space 15GB
@@ -196,8 +217,10 @@ def what_to_run(data: Path, batches: list[PackedBatch], sensors: np.ndarray, # s
     sizes = network_sizes(batches[0], sensors)
     packing = json.loads((results/'packing.json').read_text())
     origin = 'computed from operations and the card\'s peak, except where `bench/gpu.py` has measured'
-    sources = ('Errors are those of others: `small` by its README, and a public transformer of 24 layers after 130 and '
-               '10 million events (github.com/timinar/iceaggr); a range says that ours may end anywhere in it.')
+    sources = (
+        'Errors are those of others: `small` by its README, and a public transformer of 24 layers after '
+        '130 and 10 million events (github.com/timinar/iceaggr); a range says that ours may end anywhere in it.'
+    )
     return '\n\n'.join([
         disk_line(data, batches, packing), to_markdown(budget_table(sizes, measured)),
         f'The same presets by card: hours for one pass over all events, {origin}.',

@@ -180,7 +180,8 @@ class Train(DataOption, DeviceOption):
     more_data: tuple[Path, ...]|None = None # further data folders, of other arrays, to learn from as well
     preset: str = 'deep'         # the settings to start from
     minutes: float|None = None   # budget of time; the learning rate's schedule is fitted to it
-    batches: tuple[str, ...]|None = None # batch ids to use, such as 1-100 651; the last one validates (default: all)
+    # batch ids to use, such as 1-100 651; the last one validates (default: all)
+    batches: tuple[str, ...]|None = None
     set: tuple[str, ...] = ()    # settings to change, such as train.max_lr=1e-3 model.layers=6
     attention: str|None = None   # attention kernel (default: the fastest that runs here)
     start_from: Path|None = None # a run, or a published .ckpt, whose network and weights to begin with
@@ -222,12 +223,24 @@ def prepare_training(command: Train
     first = started_processes().rank == 0
     data = command.data_folder() if first else find_data(command.data)[0]
     space = None if command.pack_space is None else parse_bytes(command.pack_space)
-    progress, announce = (Progress('preparing, batches'), partial(print, flush=True)) if first else (None, None)
+    progress, announce = (
+        (Progress('preparing, batches'), partial(print, flush=True)) if first else (None, None)
+    )
     folders = [data, *(find_data(folder)[0] for folder in command.more_data or ())]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f'--more-data names {folders[-1]} again; name other folders than --data')
-    prepared = [prepare(folder, batches=parse_batches(command.batches), splits=('train',), on_bad_event='skip',
-                        progress=progress, announce=announce, pack_space=space) for folder in folders]
+    prepared = [
+        prepare(
+            folder,
+            batches=parse_batches(command.batches),
+            splits=('train',),
+            on_bad_event='skip',
+            progress=progress,
+            announce=announce,
+            pack_space=space,
+        )
+        for folder in folders
+    ]
     there = [path for each in prepared for path in each.train.values() if path.is_file()]
     faults = [f for path in there for f in load_packed(path, check=False).bad_events.values()]
     if first and faults:
@@ -324,9 +337,15 @@ class Predict(DataOption, DeviceOption):
         from icecube_nb.inference.answer_options import AnswerOptions
         from icecube_nb.inference.predict import predict
         from icecube_nb.core.progress import Progress
-        options = dict(dump=self.dump, device=self.device, precision=self.precision, batches=parse_batches(self.batches),
-                       progress=Progress('answering, events'), other_detector=self.other_detector,
-                       format=self.format)
+        options = dict(
+            dump=self.dump,
+            device=self.device,
+            precision=self.precision,
+            batches=parse_batches(self.batches),
+            progress=Progress('answering, events'),
+            other_detector=self.other_detector,
+            format=self.format,
+        )
         if (self.run/'ensemble.json').is_file():
             from icecube_nb.inference.ensemble_predict import predict_ensemble
             other = 'long_run', 'decode', 'answer', 'engine', 'turns', 'max_pulses'
@@ -384,8 +403,15 @@ class Ensemble:
     def __call__(self) -> None:
         from icecube_nb.inference.ensemble_folder import fit_ensemble
         from icecube_nb.core.progress import Progress
-        made = fit_ensemble(self.runs, self.dumps, self.out, self.stacks, self.long_runs, parse_batches(self.batches),
-                            progress=Progress('boosting, boosters'))
+        made = fit_ensemble(
+            self.runs,
+            self.dumps,
+            self.out,
+            self.stacks,
+            self.long_runs,
+            parse_batches(self.batches),
+            progress=Progress('boosting, boosters'),
+        )
         print(f'{len(made.names)} candidates an event, weighed at a temperature of {made.temperature} rad; '
               f'fitted to {len(made.event_id):,} events, in {self.out}')
 

@@ -99,8 +99,16 @@ def write_demo_note(demo: Demo, seconds: int # that all of it took
     from icecube_nb.core.storage import written_whole
     from icecube_nb.training.runs import read_log
     last = read_log(demo.out/'run')[1][-1]
-    about = {'array': demo.array, 'preset': demo.preset, 'minutes': demo.minutes, 'events': last['events'], 'seconds': seconds,
-             'test_events': demo.test_events, 'threads': torch.get_num_threads(), 'torch': torch.__version__}
+    about = {
+        'array': demo.array,
+        'preset': demo.preset,
+        'minutes': demo.minutes,
+        'events': last['events'],
+        'seconds': seconds,
+        'test_events': demo.test_events,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+    }
     with written_whole(demo.out/'demo.json') as part:
         part.write_text(json.dumps(about, indent=1) + '\n')
 

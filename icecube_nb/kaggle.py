@@ -229,14 +229,16 @@ def check_options(run: str|Path, long_run: str|Path|None, ensemble: str|Path|Non
     if options == AnswerOptions():
         return
     if ensemble:
-        raise ValueError('an ensemble answers as its members were dumped; leave out --turns and --max-pulses, or '
-                         'give them to `predict --dump`')
+        raise ValueError(
+            'an ensemble answers as its members were dumped; leave out --turns and --max-pulses, or '
+            'give them to `predict --dump`'
+        )
     load_predictors(run, long_run, 'cpu', 'fp32', 'torch', options)
 
 def keep_options(folder: Path, # of the bundle
                  runs: Iterable[str], # their names
                  options: AnswerOptions) -> None:
-    "Write beside the weights how the main run is asked, and the one for long events, which has its own limit."
+    "Write beside the weights how the main run is asked, and the one for long events with its own limit."
     for name, own in (('main', options), ('long', replace(options, max_pulses=None))):
         if name in runs and own != AnswerOptions():
             (folder/name/OPTIONS_FILE).write_text(own.to_json())

@@ -62,7 +62,9 @@ def ways_of(bundle_here: Bundle, device: str, precision: str) -> list[Way]: # th
 def asked_once(network: Predictor) -> Predictor:
     "The same network, which sees each event as it is and not turned."
     once = replace(network.options, turns=1)
-    return replace(network, options=once, copies=tuple(replace(copy, options=once) for copy in network.copies))
+    return replace(
+        network, options=once, copies=tuple(replace(copy, options=once) for copy in network.copies)
+    )
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0008
 class Check(NamedTuple):
@@ -142,9 +144,12 @@ def sheet_of_answers(bundle_here: Bundle, done: Submission, sample: Path, # samp
     ) -> str:
     "The sheet at the end of the notebook; ValueError if the submission is not what the sample asks for."
     rows, bad = check_submission(done.out, sample), list(done.bad)
-    notes = {'file': f'{done.out}, {rows:,} rows, the events of the sample in its order',
-             'unanswered': f'{done.unanswered:,} got a constant direction' + (f', first {bad[0]}' if bad else ''),
-             'for long events': f'{done.by_long:,} by a run of their own',
-             'short of time': f'{done.by_fallback:,} by the line fit', 'computed by': done.backends,
-             'bundle': f'{bundle_here.about["runs"]}, made with torch {bundle_here.about["torch"]}'}
+    notes = {
+        'file': f'{done.out}, {rows:,} rows, the events of the sample in its order',
+        'unanswered': f'{done.unanswered:,} got a constant direction' + (f', first {bad[0]}' if bad else ''),
+        'for long events': f'{done.by_long:,} by a run of their own',
+        'short of time': f'{done.by_fallback:,} by the line fit',
+        'computed by': done.backends,
+        'bundle': f'{bundle_here.about["runs"]}, made with torch {bundle_here.about["torch"]}',
+    }
     return answer_sheet(done.events, done.by_way, done.errors, notes, time.monotonic() - began)

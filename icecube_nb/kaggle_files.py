@@ -36,8 +36,9 @@ def dataset_metadata(owner: str, title: str # a Kaggle account; of the data set,
     ) -> dict:
     "The content of dataset-metadata.json; ValueError for a title that Kaggle refuses."
     if not 6 <= len(title) <= 50:
-        raise ValueError(f'the name {title!r} has {len(title)} characters, Kaggle takes 6 to 50; give another '
-                         '--name')
+        raise ValueError(
+            f'the name {title!r} has {len(title)} characters, Kaggle takes 6 to 50; give another ' '--name'
+        )
     return {'title': title, 'id': f'{owner}/{name_in_address(title)}', 'licenses': [{'name': 'apache-2.0'}]}
 
 def kernel_metadata(owner: str, dataset: str, # a Kaggle account; title of the data set
@@ -45,10 +46,21 @@ def kernel_metadata(owner: str, dataset: str, # a Kaggle account; title of the d
     ) -> dict:
     "The content of kernel-metadata.json for one of a bundle's notebooks, which lies one folder higher."
     title = f'{name_in_address(dataset)}-{notebook}'
-    return {'id': f'{owner}/{title}', 'title': title, 'code_file': f'../{notebook}.ipynb', 'language': 'python',
-            'kernel_type': 'notebook', 'is_private': 'true', 'enable_gpu': 'true', 'machine_shape': ACCELERATOR,
-            'enable_internet': 'false', 'dataset_sources': [f'{owner}/{name_in_address(dataset)}'],
-            'competition_sources': [COMPETITION], 'kernel_sources': [], 'model_sources': []}
+    return {
+        'id': f'{owner}/{title}',
+        'title': title,
+        'code_file': f'../{notebook}.ipynb',
+        'language': 'python',
+        'kernel_type': 'notebook',
+        'is_private': 'true',
+        'enable_gpu': 'true',
+        'machine_shape': ACCELERATOR,
+        'enable_internet': 'false',
+        'dataset_sources': [f'{owner}/{name_in_address(dataset)}'],
+        'competition_sources': [COMPETITION],
+        'kernel_sources': [],
+        'model_sources': [],
+    }
 
 # %% ../nbs/appendix/kaggle_files.ipynb #f0990031
 def unpack_folders(folder: Path) -> Path: # the folder, or one with its zip files unpacked
@@ -64,7 +76,8 @@ def unpack_folders(folder: Path) -> Path: # the folder, or one with its zip file
         target = place/path.stem
         with zipfile.ZipFile(path) as archive:
             archive.extractall(target)
-        inner = target/path.stem                                # some tools put the folder itself into the file
+        # some tools put the folder itself into the file
+        inner = target/path.stem
         if [entry.name for entry in target.iterdir()] == [path.stem] and inner.is_dir():
             inner.rename(place/f'{path.stem}.inner')
             target.rmdir()

@@ -36,8 +36,15 @@ ANGLE_BINS = {'azimuth_edges': 2*np.pi*EVEN, 'azimuth_centres': 2*np.pi*(EVEN + 
 LENGTHS = np.array([5, 5, 8, 13, 13, 40])
 SAME_CODE = {'large', 'medium_long', 'large_long'}                             # as `medium`
 AVERAGED = {'train.average_decay': 0.99, 'train.clip_norm': 1.0}
-CHANGES = {'deep': {}, 'medium': {'train.average_decay': 0, 'train.average_tail': 0.5, 'train.muon_variance': 0.9,
-                                  'train.muon_weight_decay': 0.1}}               # and `AVERAGED` for the others
+CHANGES = {
+    'deep': {},
+    'medium': {
+        'train.average_decay': 0,
+        'train.average_tail': 0.5,
+        'train.muon_variance': 0.9,
+        'train.muon_weight_decay': 0.1,
+    },
+}  # and `AVERAGED` for the others
 
 
 def sdpa(query, key, value, **_):
@@ -73,7 +80,8 @@ def record(name: str, precision: str, over: dict) -> dict:
     batch = fake_batch(len(feature_names(config.model.features)))
     with torch.device('cuda'):
         state = new_state(config, ANGLE_BINS, 'cuda')
-    state.done = 0.95                                                           # late losses hold, if there are any
+    # late losses hold, if there are any
+    state.done = 0.95
     with fake_cuda.Recorder():
         training_step.train_step(state, [batch]*2, 1e-3)                        # makes the optimiser's state
     with fake_cuda.Recorder() as step:
@@ -107,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('presets', nargs='*', default=[name for name in PRESETS if name not in SAME_CODE])
     parser.add_argument('--with-item', action='store_true')
-    parser.add_argument('--set', action='append', default=[], dest='settings', help='a setting, such as model.layers=3')
+    parser.add_argument(
+        '--set', action='append', default=[], dest='settings', help='a setting, such as model.layers=3'
+    )
     options, found = parser.parse_args(), []
     cards = (((8, 0), 'NVIDIA A100', ('fp16', 'bf16', 'fp32')), ((7, 5), 'Tesla T4', ('fp16', 'fp32')))
     with ExitStack() as stack:

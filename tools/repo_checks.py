@@ -66,12 +66,33 @@ LAYERS = [
     ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers', 'core.device_arrays'],
 ]
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
-WITHOUT_TORCH = ['core.config', 'core.outputs', 'core.arrow_files', 'core.progress', 'core.storage',
-                 'physics.angles', 'physics.detector', 'physics.eda', 'physics.light', 'physics.events',
-                 'physics.readout', 'physics.simulate', 'physics.simulation_config', 'data.competition',
-                 'data.layouts', 'data.convert_events', 'data.convert', 'data.packed_columns', 'data.packed', 'data.packing',
-                 'data.pack_space',
-                 'data.prepare', 'data.check', 'training.checkpoints', 'training.runs']
+WITHOUT_TORCH = [
+    'core.config',
+    'core.outputs',
+    'core.arrow_files',
+    'core.progress',
+    'core.storage',
+    'physics.angles',
+    'physics.detector',
+    'physics.eda',
+    'physics.light',
+    'physics.events',
+    'physics.readout',
+    'physics.simulate',
+    'physics.simulation_config',
+    'data.competition',
+    'data.layouts',
+    'data.convert_events',
+    'data.convert',
+    'data.packed_columns',
+    'data.packed',
+    'data.packing',
+    'data.pack_space',
+    'data.prepare',
+    'data.check',
+    'training.checkpoints',
+    'training.runs',
+]
 DEVELOPMENT_ONLY = {'nbdev', 'fastcore', 'execnb'}  # what an exported module must not need
 
 MAX_COLUMNS = 110

@@ -30,11 +30,13 @@ class ModelConfig:
     zenith_bins: int = 128         # classes of the zenith head between the poles
     zenith_mirror: int = 7         # extra classes mirrored beyond either pole
     outputs: tuple[str, ...] = ('classes', 'vector') # heads that answer, names of `network.heads.HEADS`
-    activation: str = 'gelu_tanh'  # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU; `squared_relu`
+    # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU; `squared_relu`
+    activation: str = 'gelu_tanh'
     rotary: bool = False           # attention turns queries and keys by each pulse's time and place
     qk_norm: bool = False          # attention brings queries and keys to one length first
     event_summary: bool = False    # add the event's line fit, centre and extent to the pooled vector
-    zero_projections: bool = False # what a block adds starts at zero: last matrices of attention and of its MLP
+    # what a block adds starts at zero: last matrices of attention and of its MLP
+    zero_projections: bool = False
     mix_input: bool = False        # a block begins with a*x + b*input, and learns the two numbers
     mixture_components: int = 4    # von Mises-Fisher distributions of the head `mixture`
 

@@ -58,7 +58,8 @@ class KeptFiles:
     def __init__(self, files: list[str|Path], load: Callable[[Path], PackedBatch]): # packed files; opens one
         self.files, self.load = files, load
         self.packed: dict[int, PackedBatch] = {}       # the last used at the end
-        self.lock, self.locks = threading.Lock(), [threading.Lock() for _ in files] # of `packed`, of each file
+        # of `packed`, of each file
+        self.lock, self.locks = threading.Lock(), [threading.Lock() for _ in files]
 
     def open(self, f: int, # number of the file
              unpack: bool = False # its pulses, too

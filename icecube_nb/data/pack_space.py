@@ -39,7 +39,8 @@ def format_bytes(size: float) -> str:
     return f'{size/UNITS[unit]:,.3g} {unit}'
 
 # %% ../../nbs/appendix/pack_space.ipynb #dc030009
-PACKED_SHARE = 0.65                # bytes of a packed file for a byte of its parquet file, until one is measured
+# bytes of a packed file for a byte of its parquet file, until one is measured
+PACKED_SHARE = 0.65
 
 class PackingPlan(NamedTuple):
     "What is going to be packed, and where to."
@@ -53,8 +54,10 @@ class PackingPlan(NamedTuple):
     def message(self) -> str: # one line
         "What a person wants to know before it begins."
         minutes = '' if self.seconds is None else f', about {max(1, round(self.seconds/60)):,} min'
-        return (f'packing {self.files:,} batch files, {self.events:,} events: about {format_bytes(self.size)} '
-                f'on disk{minutes}; {format_bytes(self.free)} are free in {self.folder}')
+        return (
+            f'packing {self.files:,} batch files, {self.events:,} events: about {format_bytes(self.size)} '
+            f'on disk{minutes}; {format_bytes(self.free)} are free in {self.folder}'
+        )
 
 def waiting_jobs(jobs: list[Job]) -> list[Job]:
     "Those that have no packed file yet."
@@ -72,9 +75,11 @@ def plan_packing(jobs: list[Job], folder: Path, # to be done; prepared folder
 def check_space(plan: PackingPlan) -> None:
     "OSError in one line if the disk is too small."
     if plan.size > plan.free:
-        raise OSError(f'{plan.folder} has {format_bytes(plan.free)} free, but {plan.files:,} packed files need about '
-                      f'{format_bytes(plan.size)}; name another folder, take fewer batches, or train with '
-                      '--pack-space')
+        raise OSError(
+            f'{plan.folder} has {format_bytes(plan.free)} free, but {plan.files:,} packed files need about '
+            f'{format_bytes(plan.size)}; name another folder, take fewer batches, or train with '
+            '--pack-space'
+        )
 
 # %% ../../nbs/appendix/pack_space.ipynb #dc03000a
 def pack_all(jobs: list[Job], folder: Path, # what to do; prepared folder
@@ -82,7 +87,7 @@ def pack_all(jobs: list[Job], folder: Path, # what to do; prepared folder
              progress: Callable[[int, int, str], None]|None = None,
              announce: Callable[[str], None]|None = None # called with a line before the packing begins
     ) -> None:
-    "Pack all files, after a look at the space; errors as of `packing.run_jobs`, OSError if it does not suffice."
+    "Pack all files if the space suffices; OSError if it does not, and the errors of `packing.run_jobs`."
     waiting = waiting_jobs(jobs)
     if waiting:
         check_space(plan_packing(waiting, folder))
@@ -93,7 +98,8 @@ def pack_all(jobs: list[Job], folder: Path, # what to do; prepared folder
         if not error:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
             side_by_side = min(workers or cores, len(waiting))
-            plan = plan_packing(waiting[1:], folder, first.target.stat().st_size/raw, seconds/raw/side_by_side)
+            size = first.target.stat().st_size
+            plan = plan_packing(waiting[1:], folder, size/raw, seconds/raw/side_by_side)
             check_space(plan)
             announce(plan.message())
     run_jobs(jobs, workers, progress)
@@ -123,7 +129,7 @@ class PackSpace:
 
     def make_room(self, size: float, but: Path # bytes for a new file; a file that must stay
         ) -> None:
-        "Drop the files that were not used for the longest time; OSError if there is too little space without them."
+        "Drop the files that were not used for longest; OSError if there is too little space without them."
         there = {path: path.stat() for path in self.jobs if path.is_file()}
         used = sum(info.st_size for info in there.values())
         limit = min(self.limit, used + shutil.disk_usage(self.folder).free)
@@ -135,5 +141,6 @@ class PackSpace:
             path.unlink()
             used -= there[path].st_size
         if used + size > limit:
-            raise OSError(f'{self.folder}: {format_bytes(used + size)} are needed for one packed file and the one that '
-                          f'validates, but only {format_bytes(limit)} may be used; give more with --pack-space')
+            raise OSError(f'{self.folder}: {format_bytes(used + size)} are needed for one packed file and '
+                          f'the one that validates, but only {format_bytes(limit)} may be used; give more '
+                          'with --pack-space')

@@ -252,7 +252,8 @@ def write_packed(path: Path, # the file to be made
     joined = np.concatenate(columns) if rows else np.zeros(0, np.uint8)
     table = {'count': pa.array(counts, pa.int64()),
              'bytes': pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(joined))}
-    write_arrow(path, table, {'icecube_nb': VERSION, 'content': content, 'per_string': str(per_string), **about})
+    header = {'icecube_nb': VERSION, 'content': content, 'per_string': str(per_string)}
+    write_arrow(path, table, header | about)
 
 # %% ../../nbs/appendix/packed_format.ipynb #18f452f6
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ def open_blocks(path: Path, about: dict[str, str], arrays: dict[str, np.ndarray]
 def load_packed(path: str|Path, # a file that `prepare` wrote
                 check: bool = True # all its bytes, once a process, against the checksum
     ) -> PackedBatch:
-    "Open a packed file; its pulses are unpacked when asked for; ValueError if it is truncated, changed or none."
+    "Open a packed file; pulses are unpacked when asked for; ValueError if it is truncated, changed or none."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; make it with `prepare`')

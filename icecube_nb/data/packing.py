@@ -108,7 +108,11 @@ def note_again(old: PackedBatch, source: Path # an unchanged batch file
         return
     with suppress(OSError):                               # a full disk: then they are read again
         whole = load_packed(old.path)             # all bytes are checked before they get a new checksum
-        about = {k: v for k, v in whole.about.items() if k not in ('checksum', 'content', 'icecube_nb', 'per_string')}
+        about = {
+            k: v
+            for k, v in whole.about.items()
+            if k not in ('checksum', 'content', 'icecube_nb', 'per_string')
+        }
         write_packed(old.path, whole.event_id, whole.azimuth, whole.zenith, whole.first_time_ns,
                      whole.offsets, whole.pulses, about | {'changed_ns': str(changed_ns(source))})
 

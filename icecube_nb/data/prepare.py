@@ -92,7 +92,8 @@ def prepare(data: str|Path, # competition files
             progress: Callable[[int, int, str], None]|None = None, # called with jobs done, all jobs, a line
             on_bad_event: str = 'error', # or `skip`: leave it without pulses and note it in the packed file
             announce: Callable[[str], None]|None = None, # called with a line on size and time before packing
-            pack_space: int|None = None # bytes for packed training files, which are packed when needed; None: all now
+            # bytes for packed training files, which are packed when needed; None: all now
+            pack_space: int|None = None
     ) -> Prepared: # with the batches asked for
     "Check, split, bin and pack a folder, as far as that is not done yet; errors as in `packing.pack_batch`."
     data, skip = Path(data), on_bad_event == 'skip'

@@ -200,7 +200,8 @@ class FeatureSet(NamedTuple):
     columns: tuple[str, ...]
     merged: bool = False  # one token for each sensor of an event; otherwise one for each pulse
     auxiliary: int = 0    # auxiliary tokens an event keeps, those nearest to its light; 0 = all
-    pulses: int = 0       # first pulses of its sensor that a merged token carries, in columns after the others
+    # first pulses of its sensor that a merged token carries, in columns after the others
+    pulses: int = 0
 
 PUBLISHED = ('time', 'charge', 'auxiliary', 'x', 'y', 'z', 'qe', 'scatter', 'absorp')
 CENTRED = PUBLISHED + ('centred_time', 'centred_x', 'centred_y', 'centred_z')
@@ -222,8 +223,10 @@ def change_feature_set(chosen: FeatureSet,
     most = {'auxiliary': 1 << 20, 'pulses': MOST_PULSES}.get(name, 0)
     number = int(value) if value.isdecimal() else 0
     if not 1 <= number <= most and option != 'auxiliary=all':
-        raise ValueError(f'model.features takes auxiliary=NUMBER, auxiliary=all and pulses=1 to {MOST_PULSES} '
-                         f'behind a colon, not {option!r}')
+        raise ValueError(
+            f'model.features takes auxiliary=NUMBER, auxiliary=all and pulses=1 to {MOST_PULSES} '
+            f'behind a colon, not {option!r}'
+        )
     if name == 'pulses' and not chosen.merged:
         raise ValueError('model.features: pulses=NUMBER needs a set with one token for each sensor: merged, '
                          'nearby or sensor_pulses')

@@ -76,8 +76,10 @@ def make_record(*folders: Prepared # whose training files are learned from
     for number, prepared in enumerate(folders):
         prefix = f'{number}/' if number else ''
         there = [path for path in prepared.train.values() if path.is_file()]  # others are packed when needed
-        contents |= {f'{prefix}{b}': load_packed(path, check=False).about.get('content', '') if path in there else ''
-                     for b, path in prepared.train.items()}
+        contents |= {
+            f'{prefix}{b}': load_packed(path, check=False).about.get('content', '') if path in there else ''
+            for b, path in prepared.train.items()
+        }
         numbers = sampled_numbers(there, prepared.geometry_path)
         samples += [numbers] if numbers else []
     return {'version': 1, 'batches': contents, 'quantiles': quantiles_of(join_numbers(samples))}

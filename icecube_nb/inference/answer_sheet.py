@@ -26,7 +26,9 @@ def check_submission(path: Path, sample: Path # submission.csv; sample_submissio
     if list(table) != ['event_id', 'azimuth', 'zenith']:
         raise ValueError(f'{path} has the columns {", ".join(table)}; they must be event_id, azimuth, zenith')
     if len(table) != len(wanted):
-        raise ValueError(f'{path} has {len(table):,} rows, {sample} has {len(wanted):,}; answer the same events')
+        raise ValueError(
+            f'{path} has {len(table):,} rows, {sample} has {len(wanted):,}; answer the same events'
+        )
     ids = wanted['event_id'].to_numpy('int64')
     wrong = {'another event than the sample': table['event_id'].to_numpy() != ids,
              'an azimuth outside of 0 to 2 pi': ~table['azimuth'].between(0, 2*np.pi).to_numpy(),
@@ -66,6 +68,9 @@ def answer_sheet(events: int, by_way: dict[str, int], # all; of each way
         mean = sum(errors[name]*count for name, count in by_way.items())/max(events, 1)
         lines.append(f'expected error: {mean:.3f} rad')
     lines += [f'{label}: {text}' for label, text in notes.items()]
-    lines += [f'time: {seconds/3600:.2f} h, {events/max(seconds, 1e-9):,.0f} events/s', f'memory: {peak_memory()}',
-              f'versions: {versions()}']
+    lines += [
+        f'time: {seconds/3600:.2f} h, {events/max(seconds, 1e-9):,.0f} events/s',
+        f'memory: {peak_memory()}',
+        f'versions: {versions()}',
+    ]
     return '\n'.join(lines)

@@ -127,8 +127,14 @@ def open_dump(folder: str|Path, # of `predict --dump`
         missing = [name for name in ('event_id', *need) if name not in own]
         if missing:
             raise ValueError(f'{path} has no column {missing[0]}; remove it and run `predict --dump` again')
-        other = [n for n in own.keys() | columns[0].keys() if n not in own or n not in columns[0]
-                 or own[n].shape[1:] != columns[0][n].shape[1:] or own[n].dtype.kind != columns[0][n].dtype.kind]
+        other = [
+            n
+            for n in own.keys() | columns[0].keys()
+            if n not in own
+            or n not in columns[0]
+            or own[n].shape[1:] != columns[0][n].shape[1:]
+            or own[n].dtype.kind != columns[0][n].dtype.kind
+        ]
         if other:
             raise ValueError(f'{path} and {files[0]} have different columns {min(other)}: they come from '
                              'different networks; dump each network into its own folder')

@@ -156,7 +156,8 @@ def question_bits(questions: np.ndarray, # (Q, 3) feature, decision, threshold, 
 
 # %% ../../nbs/appendix/boosters.ipynb #b0057034
 SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little').view('<u8')[:, 0]
-SPREAD = SPREAD << np.arange(8, dtype=np.uint64)[:, None]       # (8, 256): eight bits, at a digit of eight bytes
+# (8, 256): eight bits, at a digit of eight bytes
+SPREAD = SPREAD << np.arange(8, dtype=np.uint64)[:, None]
 
 def spread_bits(planes: np.ndarray # (p, G, B/64) uint64, p up to 8
     ) -> np.ndarray: # (G, B) uint8

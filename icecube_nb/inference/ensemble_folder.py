@@ -228,10 +228,15 @@ def read_ensemble_note(folder: Path) -> dict:
         lists = [about['names'], about['feature_names'], about['pool']]
         wanted = {'checksums', 'made_of', 'stacks', 'long_runs', 'calibration'}
         options = about.get('options', [''])
-        sound = (about['version'] == 2 and isinstance(options, list)
-                 and all(isinstance(x, str) for x in options) and ('options' not in about or len(options) == about['members']) and about.keys() >= wanted
-                 and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
-                 and all(isinstance(x, list) and x for x in lists))
+        sound = (
+            about['version'] == 2
+            and isinstance(options, list)
+            and all(isinstance(x, str) for x in options)
+            and ('options' not in about or len(options) == about['members'])
+            and about.keys() >= wanted
+            and all(isinstance(x, int) and 1 <= x <= 1000 for x in counts)
+            and all(isinstance(x, list) and x for x in lists)
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:

@@ -312,6 +312,7 @@ def rows_of_batches(table: pd.DataFrame, batches, path) -> pd.DataFrame:
         raise ValueError(f'{path}: no rows of batch {min(missing)}; name batches that it has')
     return table[table['batch_id'].isin(batches)].reset_index(drop=True)
 
+# %% ../../nbs/03a_evaluate.ipynb #0aff8fc9
 def _shown(value: object) -> str:
     "A cell of a table in one short line."
     return ' '.join(str(value).split())[:60]
@@ -321,9 +322,9 @@ def _event_ids(table: pd.DataFrame, path) -> np.ndarray: # (B,) int64
     ids = pd.to_numeric(table['event_id'], errors='coerce')
     bad = (ids.isna() | (ids.fillna(0) % 1 != 0) | (ids.fillna(0).abs() > 2**62)).to_numpy(bool)
     if bad.any():
-        raise ValueError(f'{path}: event_id of row {bad.argmax()} is '
-                                   f'{_shown(table["event_id"].iloc[bad.argmax()])} ({bad.sum()} such); '
-                                   'write a whole number in each row')
+        value = _shown(table['event_id'].iloc[bad.argmax()])
+        raise ValueError(f'{path}: event_id of row {bad.argmax()} is {value} ({bad.sum()} such); '
+                         'write a whole number in each row')
     ids = ids.astype('int64').to_numpy()
     twice = pd.Series(ids).duplicated().to_numpy()
     if twice.any():

@@ -33,7 +33,8 @@ class SkyGrid:
         "Single precision, on the device."
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
 
-    def class_tables(self, map_number: int, azimuth_logits: np.ndarray, zenith_logits: np.ndarray # (B, n) each
+    # (B, n) each
+    def class_tables(self, map_number: int, azimuth_logits: np.ndarray, zenith_logits: np.ndarray
         ) -> tuple[torch.Tensor, torch.Tensor]: # (B, classes) each
         "What a network's azimuth and zenith classes add to the logarithm of the posterior."
         weight, bins = self.pool.weights[map_number], self.pool.bins[map_number]

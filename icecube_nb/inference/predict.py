@@ -107,7 +107,8 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
                    device: str = 'auto', # as in `pick_devices`; on several, copies share the work
                    precision: str = 'auto', # `fp32`, `fp16`, `bf16`; `auto`: as the run was trained
                    engine: str = 'torch', # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
-                   options: AnswerOptions = AnswerOptions() # turns, and limit of pulses; default: as a bundle says
+                   # turns, and limit of pulses; default: as a bundle says
+                   options: AnswerOptions = AnswerOptions()
     ) -> Predictor:
     "Load the last checkpoint of a run; errors as in `load_checkpoint` and `load_weights`."
     folder = find_checkpoint(run)
@@ -346,7 +347,8 @@ def files_to_answer(data: Path, # competition-format folder
     return prepared, prepared.test if batches is None else prepared.train | prepared.test
 
 def checked_files(data: Path, batches: list[int]|None, # as above
-                  runs: Iterable[str|Path], other_detector: bool, predictors: list[Predictor] # that are to answer
+                  # that are to answer
+                  runs: Iterable[str|Path], other_detector: bool, predictors: list[Predictor]
     ) -> tuple[Prepared, dict[int, Path], Path|None]: # also the sample submission, if it counts
     "The same, once it is seen that these runs may answer them."
     prepared, files = files_to_answer(data, batches)

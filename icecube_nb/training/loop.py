@@ -415,8 +415,17 @@ def source_of(folders: list[Prepared], config: Config, device: torch.device
                          f'{MAX_SENSORS:,} can be packed; train on fewer of them')
     spaces = {path: prepared.space for prepared in folders for path in prepared.train.values()}
     load = lambda path: spaces[path].open(path) if spaces[path] else load_packed(path)
-    source = TrainingEvents(files, np.concatenate(tables), config.model.features, config.data,
-                            config.train.batch_events, config.train.seed, device, load=load, first_sensor=first)
+    source = TrainingEvents(
+        files,
+        np.concatenate(tables),
+        config.model.features,
+        config.data,
+        config.train.batch_events,
+        config.train.seed,
+        device,
+        load=load,
+        first_sensor=first,
+    )
     return source, held_out
 
 # %% ../../nbs/03_train.ipynb #65ce83b3
