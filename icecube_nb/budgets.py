@@ -86,6 +86,7 @@ def training_speed(size: NetworkSize, card: str, # a key of `PEAK_TFLOPS`
         min(share * peak / size.flops, most) for share, most in zip(share_of_peak(size.width), MOST_EVENTS)
     )
 
+# %% ../nbs/appendix/budgets.ipynb #529c69cd
 def answer_speed(size: NetworkSize, card: str) -> tuple[float, float]: # events a second, low and high
     "How fast a card answers: a third of the operations, and the same limit."
     peak = PEAK_TFLOPS[card][0]*1e12
@@ -219,7 +220,8 @@ def what_to_run(data: Path, batches: list[PackedBatch], sensors: np.ndarray, # s
     origin = 'computed from operations and the card\'s peak, except where `bench/gpu.py` has measured'
     sources = (
         'Errors are those of others: `small` by its README, and a public transformer of 24 layers after '
-        '130 and 10 million events (github.com/timinar/iceaggr); a range says that ours may end anywhere in it.'
+        '130 and 10 million events (github.com/timinar/iceaggr); a range says that ours may end anywhere '
+        'in it.'
     )
     return '\n\n'.join([
         disk_line(data, batches, packing), to_markdown(budget_table(sizes, measured)),

@@ -107,8 +107,7 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
                    device: str = 'auto', # as in `pick_devices`; on several, copies share the work
                    precision: str = 'auto', # `fp32`, `fp16`, `bf16`; `auto`: as the run was trained
                    engine: str = 'torch', # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
-                   # turns, and limit of pulses; default: as a bundle says
-                   options: AnswerOptions = AnswerOptions()
+                   options: AnswerOptions = AnswerOptions() # turns, limit of pulses; default: the bundle's
     ) -> Predictor:
     "Load the last checkpoint of a run; errors as in `load_checkpoint` and `load_weights`."
     folder = find_checkpoint(run)
@@ -347,7 +346,6 @@ def files_to_answer(data: Path, # competition-format folder
     return prepared, prepared.test if batches is None else prepared.train | prepared.test
 
 def checked_files(data: Path, batches: list[int]|None, # as above
-                  # that are to answer
                   runs: Iterable[str|Path], other_detector: bool, predictors: list[Predictor]
     ) -> tuple[Prepared, dict[int, Path], Path|None]: # also the sample submission, if it counts
     "The same, once it is seen that these runs may answer them."
