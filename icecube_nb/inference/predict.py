@@ -444,8 +444,7 @@ def warn_about_events(runs: Iterable[str|Path], prepared: Prepared,
     rows = left_out + sum(packed.pulse_count for packed in headers)
     if left_out > NOBODYS_SHARE*rows:
         warnings.warn(f'{left_out:,} of {rows:,} rows belong to no event by the meta file; check its pulse '
-                      'indices',
-                      stacklevel=2)
+                      'indices', stacklevel=2)
     for run in runs:
         message = describe_unlike(run, read_record(find_checkpoint(run)), prepared, files.values())
         if message:
@@ -457,8 +456,7 @@ def check_answered(counts: tuple[int, ...], # of `count_answers`
     "ValueError if no event got an answer although there are pulses."
     if counts[0] == counts[1] and any(load_packed(path, check=False).pulse_count for path in files.values()):
         raise ValueError(f'none of {counts[0]:,} events got a finite answer; nothing is written. Try '
-                         '--precision fp32, '
-                         'or another checkpoint')
+                         '--precision fp32, or another checkpoint')
     return counts
 
 # %% ../../nbs/04_infer.ipynb #b40063d3
