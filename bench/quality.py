@@ -72,22 +72,25 @@ class DataSize:
 
 # ---- features that serve as controls: `centred` changes both the origin of a token's place and its units ----
 
-@feature('rescaled_time', 'rescaled_x', 'rescaled_y', 'rescaled_z')
 def rescaled(tokens: Tokens) -> torch.Tensor:
     "Time and place in the units of `centred`, from one origin for all events: 1.2 us and the detector's centre."
     time = torch.asinh((tokens.time_ns[:, None] - 1200)/CENTRED_TIME_UNIT_NS)
     return torch.cat([time, tokens.sensor_features[:, :3]*(POSITION_UNIT_M/CENTRED_POSITION_UNIT_M)], 1)
 
 
-@feature('shifted_time', 'shifted_x', 'shifted_y', 'shifted_z')
 def shifted(tokens: Tokens) -> torch.Tensor:
     "Time and place from the event's centre, in the published units."
     place = torch.cat([tokens.time_ns[:, None]/TIME_UNIT_NS, tokens.sensor_features[:, :3]], 1)
     return (place - centre_of(place, tokens).index_select(0, tokens.event)).float()
 
 
-FEATURE_SETS['rescaled'] = FeatureSet(PUBLISHED + ('rescaled_time', 'rescaled_x', 'rescaled_y', 'rescaled_z'))
-FEATURE_SETS['shifted'] = FeatureSet(PUBLISHED + ('shifted_time', 'shifted_x', 'shifted_y', 'shifted_z'))
+def register_controls() -> None:
+    "Make the feature sets `rescaled` and `shifted` known in this process."
+    for name, function in (('rescaled', rescaled), ('shifted', shifted)):
+        columns = tuple(f'{name}_{what}' for what in ('time', 'x', 'y', 'z'))
+        feature(*columns)(function)
+        FEATURE_SETS[name] = FeatureSet(PUBLISHED + columns)
+
 
 # ---- arms: a preset and what differs from it ----
 
@@ -488,6 +491,7 @@ def main() -> None:
         print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_lr_factor)))
         return
     torch.set_num_threads(a.threads)
+    register_controls()
     size = DataSize(a.files, a.file_events, a.test_events)
     prepared = {world: make_data(replace(size, world=world)) for world in WORLDS}
     if a.what == 'run':
