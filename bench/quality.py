@@ -406,7 +406,9 @@ def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
         line['runs'] = max(line['runs'], row.runs)
         text = f'{row["mean error"]:.3f}'
         if row.method != reference:
-            text = f'{row.difference:+.3f} ± {row.difference_error:.3f}'
+            known = not math.isnan(row.difference_error)
+            error = f'± {row.difference_error:.3f}' if known else '(one seed)'
+            text = f'{row.difference:+.3f} {error}'
         line[column_name(row.world, row.tested)] = text
     pairs = [column_name(world, tested) for world in WORLDS for tested in WORLDS]
     shown = pd.DataFrame(out.values()).astype({'runs': str}).fillna('-')
