@@ -137,7 +137,7 @@ def preset_table(sizes: list[NetworkSize], measured: dict, figures: pd.DataFrame
             row[f'{title}, hours'] = as_range(COMPETITION_EVENTS/high/3600, COMPETITION_EVENTS/low/3600)
         low, high = answer_speed(size, 'Tesla T4')
         row['a million answers on a T4, minutes'] = as_range(1e6/high/60, 1e6/low/60)
-        rows.append(row | {'error on real events, rad': expected_error(size.name, figures)})
+        rows.append(row | {'error on the competition\'s events, rad': expected_error(size.name, figures)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/appendix/budgets.ipynb #dc070012
