@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARE_OF_PEAK', 'MOST_EVENTS', 'TWO_CARDS', 'CARDS', 'FAMILY', 'ENOUGH_EVENTS', 'BUDGETS', 'MEAN_PULSES', 'SUBMIT',
-           'NetworkSize', 'event_flops', 'network_sizes', 'share_of_peak', 'training_speed', 'answer_speed',
-           'measured_speeds', 'as_range', 'expected_error', 'preset_table', 'recommend', 'budget_table', 'packed_bytes',
-           'disk_line', 'what_to_run']
+           'EVENTS_A_FILE', 'NetworkSize', 'event_flops', 'network_sizes', 'share_of_peak', 'training_speed',
+           'answer_speed', 'measured_speeds', 'as_range', 'expected_error', 'preset_table', 'recommend', 'budget_table',
+           'packed_bytes', 'disk_line', 'submit_lines', 'what_to_run']
 
 # %% ../nbs/appendix/budgets.ipynb #dc070004
 import json
@@ -206,9 +206,22 @@ def disk_line(data: Path, batches: list[PackedBatch],
     )
 
 # %% ../nbs/appendix/budgets.ipynb #dc070019
-SUBMIT = '''    icecube-nb train  --run runs/mine --preset {preset} --batches 1-651 --pack-space 15GB
+SUBMIT = '''From the data to a submission of your own, for {title} ({hours:g} h). For another budget, take `--preset` from the
+first table and give your time as `--minutes`; without `--minutes`, `deep` ends after {events:.0f} million events. When the data
+set is uploaded, add it to `kaggle/submission.ipynb`:
+
+    icecube-nb train  --run runs/mine --preset {preset} --minutes {minutes:.0f} --batches 1-651 --pack-space 15GB
     icecube-nb bundle --run runs/mine --owner YOUR_NAME --out bundle
-    kaggle datasets create -p bundle --dir-mode zip'''
+    kaggle datasets create -p bundle --keep-tabular --dir-mode zip'''
+EVENTS_A_FILE = 200_000                                  # of the competition
+
+def submit_lines(sizes: list[NetworkSize], measured: dict) -> str: # Markdown
+    "The commands from the data to a submission, for one night on one card."
+    title, card, times, hours = next(budget for budget in BUDGETS if '4090' in budget[0])
+    first = preset(FAMILY[0])
+    events = first.train.epochs*first.data.files_per_epoch*EVENTS_A_FILE
+    return SUBMIT.format(title=title, hours=hours, minutes=60*hours, events=events/1e6,
+                         preset=recommend(sizes, card, times, hours, measured)[0])
 
 def what_to_run(data: Path, batches: list[PackedBatch], sensors: np.ndarray, # simulated events, packed
                 results: Path # bench/results
@@ -226,6 +239,4 @@ def what_to_run(data: Path, batches: list[PackedBatch], sensors: np.ndarray, # s
     return '\n\n'.join([
         disk_line(data, batches, packing), to_markdown(budget_table(sizes, measured)),
         f'The same presets by card: hours for one pass over all events, {origin}.',
-        to_markdown(preset_table(sizes, measured, figures)), sources,
-        'From the data to a submission of your own, then add the data set to `kaggle/submission.ipynb`:',
-        SUBMIT.format(preset=FAMILY[0])])
+        to_markdown(preset_table(sizes, measured, figures)), sources, submit_lines(sizes, measured)])

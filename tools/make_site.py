@@ -27,7 +27,7 @@ nav { width: 15rem; flex: none; padding: 1rem; font-size: .85rem; background: #f
       overflow: auto; position: sticky; top: 0; box-sizing: border-box; }
 nav a { display: block; padding: .1rem 0; color: #245; text-decoration: none; }
 nav a.here { font-weight: bold; }
-main { max-width: 54rem; padding: 1rem 2.5rem; min-width: 0; }
+main { max-width: 61rem; padding: 1rem 2.5rem; min-width: 0; }
 pre { overflow-x: auto; font-size: .82rem; line-height: 1.4; padding: .5rem .7rem; background: #f7f7f7; }
 table { border-collapse: collapse; font-size: .88rem; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid #ddd; }
