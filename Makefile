@@ -19,8 +19,8 @@ test: $(STAMP)  ## check the repository and run all notebooks as tests; ARGS="la
 run: $(STAMP)  ## run notebooks and save their outputs; NB="03_train 05_stack" ARGS="--flags slow", or ARGS=--stale
 	@$(VENV)/bin/python tools/run_notebook.py $(NB) $(ARGS)
 
-torture: $(STAMP)  ## hostile files, kill -9 and full disks in the long form, then `make fuzz`: 2 GB of disk
-	@$(VENV)/bin/python tools/check.py torture --flags slow --timeout 10800
+torture: $(STAMP)  ## hostile files, kill -9, full disks, a Kaggle file of real size; then `make fuzz`: 2 GB of disk
+	@$(VENV)/bin/python tools/check.py torture 06_kaggle --flags slow --timeout 10800
 	@$(MAKE) fuzz
 
 MINUTES ?= 60

@@ -194,13 +194,14 @@ def bundle(run: str|Path, # of the model
            cheap_run: str|Path|None = None, # smaller, for when time is short
            owner: str = 'YOUR-KAGGLE-NAME', name: str = 'icecube-nb-bundle', # of the data set on Kaggle
            ensemble: str|Path|None = None, # of `icecube-nb ensemble`: answers, as long as there is time
-           options: AnswerOptions = AnswerOptions() # turns, and limit of pulses, of `run` and `long_run`
+           options: AnswerOptions = AnswerOptions() # turns and limit of pulses of `run` and `long_run`; members
+                                                 # of an ensemble answer as they were dumped
     ) -> Bundle:
     "Make a folder that holds all a notebook on Kaggle needs; errors as in `checkpoints.load_checkpoint`."
     out = check_folder(out, 'bundle', is_bundle, [run, long_run, cheap_run, ensemble])
     listed = read_note(out/'manifest.json').get('files', ())
     refuse_others(out, 'bundle', lambda file: file in (*BUNDLE_NOTES, *listed) or '__pycache__' in file)
-    check_options(run, long_run, ensemble, options)
+    check_options(run, long_run, options)
     runs = {n: r for n, r in (('main', run), ('long', long_run), ('cheap', cheap_run)) if r is not None}
     with folder_written_whole(out, replace=True) as part:
         configs = {n: copy_run(Path(r), part/n) for n, r in runs.items()}
@@ -223,17 +224,10 @@ def bundle(run: str|Path, # of the model
     return open_bundle(out)
 
 # %% ../nbs/06_kaggle.ipynb #c5c43301
-def check_options(run: str|Path, long_run: str|Path|None, ensemble: str|Path|None, options: AnswerOptions
-    ) -> None:
-    "ValueError for options that the runs of a bundle have no use for."
-    if options == AnswerOptions():
-        return
-    if ensemble:
-        raise ValueError(
-            'an ensemble answers as its members were dumped; leave out --turns and --max-pulses, or '
-            'give them to `predict --dump`'
-        )
-    load_predictors(run, long_run, 'cpu', 'fp32', 'torch', options)
+def check_options(run: str|Path, long_run: str|Path|None, options: AnswerOptions) -> None:
+    "ValueError for options that the runs of a bundle have no use for; an ensemble has its own."
+    if options != AnswerOptions():
+        load_predictors(run, long_run, 'cpu', 'fp32', 'torch', options)
 
 def keep_options(folder: Path, # of the bundle
                  runs: Iterable[str], # their names

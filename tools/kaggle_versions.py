@@ -1,11 +1,16 @@
-"""Do the versions of Kaggle's image answer as our own do?
+"""Do other versions of the libraries answer as our own do?
 
 `kaggle_versions(root)` packs and answers 5,000 events twice: with this Python's packages, and with the data
 libraries of constraints-kaggle.txt, by the code of the bundle's submission notebook. One event has more
 pulses than are read in one piece. The libraries go into .venv-kaggle, once, beside the torch that is there.
 
     python tools/kaggle_versions.py            the check, with its times and the largest difference
+    python tools/kaggle_versions.py --all      the same with the oldest, Kaggle's, its next and the newest
+                                               versions, with the training notebook and the packed files, too;
+                                               the table goes to bench/results/kaggle_versions.csv
 """
+import argparse
+import csv
 import json
 import os
 import shutil
@@ -19,48 +24,58 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CONSTRAINTS = 'constraints-kaggle.txt'
-FOLDER = '.venv-kaggle'
+RESULTS = ROOT/'bench'/'results'/'kaggle_versions.csv'
+CONSTRAINTS = {'oldest': 'constraints-oldest.txt', 'kaggle': 'constraints-kaggle.txt',
+               'next': 'constraints-kaggle-next.txt', 'newest': None}       # None: the newest there are
 LIBRARIES = ('lightgbm', 'numpy', 'pandas', 'pyarrow', 'python-dateutil', 'pytz')   # that are installed
 
 EVENTS = 5000
 SIMULATED = 250                     # events that are simulated; the others are copies with fewer pulses
 LARGEST = 140_000                   # pulses of the last event; 131,072 are read in one piece
 MOST_RAD = 5e-5                     # allowed between two answers to one event
-INSTALL_SECONDS, STEP_SECONDS = 600, 600
+INSTALL_SECONDS, STEP_SECONDS = 900, 600
+SETTINGS = "'medium', 660, 1, 10.0, '15GB', 'cuda'", "'tiny', 2, 1, 0.003, '15GB', 'cpu'"   # of training
 
 
 def kaggle_versions(root: Path, report: Callable[[str], None] = lambda line: None) -> list[str]:
     "Kaggle's data libraries answer 5,000 events as our own do"
     if not (root/'icecube_nb'/'kaggle.py').is_file():
         return []                                               # no bundle to be made: nothing to check
-    if not (root/CONSTRAINTS).is_file():
-        return [f'{CONSTRAINTS} is missing: it lists the versions of Kaggle\'s image']
-    start = time.monotonic()
-    fault = install(root)
-    if fault:
-        return [fault]
-    report(f'{FOLDER}: {time.monotonic() - start:.1f} s')
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder).resolve()
-        for step, libraries in (('make', None), ('answer', root/FOLDER)):
-            start = time.monotonic()
-            whose = 'our own' if libraries is None else 'Kaggle\'s'
-            try:
-                done = run_step(step, work, root, libraries)
-            except subprocess.TimeoutExpired:
-                return [f'{step} with {whose} versions took more than {STEP_SECONDS} s']
-            report(f'{step}: {time.monotonic() - start:.1f} s')
-            if done.returncode:
-                return [f'{step} with {whose} versions failed: {error_line(done)}']
-        return compare(work, root, report)
+        return compare_versions(root, ['kaggle'], Path(folder).resolve(), root, report)[1]
 
 
-def install(root: Path) -> str: # what went wrong, or nothing
-    "Install the libraries of constraints-kaggle.txt into .venv-kaggle, unless they are there"
-    target, wanted = root/FOLDER, pinned(root)
+def compare_versions(root: Path, names: list[str], # keys of CONSTRAINTS
+                     work: Path, place: Path, # folder for files; folder for the libraries
+                     report: Callable[[str], None], training: bool = False # run the training notebook, too
+    ) -> tuple[list[dict], list[str]]: # a row for each of the names; what is wrong
+    "Answer the same events with each set of versions."
+    rows, faults = [], []
+    for name in names:
+        fault = install(root, name, place)
+        if fault:
+            return rows, [fault]
+    fault = run_step(['make'], work, work, root, None, report)
+    if fault:
+        return rows, [fault]
+    for name in names:
+        steps = [[step, name] for step in (('answer', 'train') if training else ('answer',))]
+        stopped = (run_step(step, work, work/name, root, place/f'.venv-{name}', report) for step in steps)
+        fault = next(filter(None, stopped), '')
+        row, found = ({}, [fault]) if fault else compare(work, work/name, root, name, report)
+        rows.append({'versions': name} | row)
+        faults += found
+    return rows, faults
+
+
+def install(root: Path, name: str, place: Path) -> str: # what went wrong, or nothing
+    "Install the libraries of a set of versions into .venv-NAME, unless they are there"
+    file, target = CONSTRAINTS[name], place/f'.venv-{name}'
+    if file and not (root/file).is_file():
+        return f'{file} is missing: it lists versions that are meant to work'
+    wanted = pinned(root, name)
     stamp, text = target/'installed.txt', '\n'.join([sys.version, *wanted])
-    if stamp.is_file() and stamp.read_text(encoding='utf-8') == text:
+    if file and stamp.is_file() and stamp.read_text(encoding='utf-8') == text:
         return ''
     stamp.unlink(missing_ok=True)
     command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps',
@@ -68,16 +83,18 @@ def install(root: Path) -> str: # what went wrong, or nothing
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
     except subprocess.TimeoutExpired:
-        return f'the packages of {CONSTRAINTS} were not installed within {INSTALL_SECONDS} s'
+        return f'the packages of {file} were not installed within {INSTALL_SECONDS} s'
     if done.returncode:
-        return f'the packages of {CONSTRAINTS} cannot be installed: {error_line(done)}'
+        return f'the packages of {file} cannot be installed: {error_line(done)}'
     stamp.write_text(text, encoding='utf-8')
     return ''
 
 
-def pinned(root: Path) -> list[str]:
-    "The lines of constraints-kaggle.txt that name a library for data"
-    lines = (root/CONSTRAINTS).read_text(encoding='utf-8').splitlines()
+def pinned(root: Path, name: str) -> list[str]:
+    "What pip is asked for: lines of a constraints file that name a library for data, or the names alone"
+    if CONSTRAINTS[name] is None:
+        return list(LIBRARIES)
+    lines = (root/CONSTRAINTS[name]).read_text(encoding='utf-8').splitlines()
     return [line.strip() for line in lines if line.partition('==')[0] in LIBRARIES]
 
 
@@ -88,26 +105,42 @@ def error_line(done: subprocess.CompletedProcess) -> str:
     return (errors or lines or ['no message'])[-1].removeprefix('ERROR: ')
 
 
-def run_step(step: str, work: Path, root: Path, libraries: Path | None) -> subprocess.CompletedProcess:
-    """Run one step of this file in a process of its own; `libraries` come before all other packages
+def run_step(step: list[str], work: Path, target: Path, # words for this file; folder of all and of this step
+             root: Path, libraries: Path | None, # that come before all other packages
+             report: Callable[[str], None]
+    ) -> str: # what went wrong, or nothing
+    """Run one step of this file in a process of its own
 
     `-S` passes over what is installed in editable form: on Kaggle there is the bundle's code alone.
     """
+    start, whose = time.monotonic(), 'our own' if libraries is None else f'the {step[-1]}'
     own = root if libraries is None else libraries
     path = [str(own), *dict.fromkeys(sysconfig.get_path(name) for name in ('purelib', 'platlib'))]
     env = os.environ | {'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '2',
-                        'ICECUBE_INPUT_DIR': str(work/'input'), 'ICECUBE_CACHE_DIR': str(work/'cache'),
+                        'ICECUBE_INPUT_DIR': str(work/'input'), 'ICECUBE_CACHE_DIR': str(target/'cache'),
                         'PYTHONWARNINGS': 'ignore'}
-    place = work/'working'
-    place.mkdir(exist_ok=True)
-    command = [sys.executable, '-S', str(Path(__file__).resolve()), step, str(work)]
-    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=STEP_SECONDS)
+    place = target/'working'
+    if (place/f'{step[0]}.done').is_file():
+        return ''                                               # by an earlier call for the same --work
+    shutil.rmtree(work/'input'/'data'/'packed', ignore_errors=True)         # each packs by itself
+    place.mkdir(exist_ok=True, parents=True)
+    command = [sys.executable, '-S', str(Path(__file__).resolve()), '--step', *step, '--work', str(work)]
+    try:
+        done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True,
+                              timeout=STEP_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f'{step[0]} with {whose} versions took more than {STEP_SECONDS} s'
+    report(f'{step[0]} with {whose} versions: {time.monotonic() - start:.1f} s')
+    if done.returncode:
+        return f'{step[0]} with {whose} versions failed: {error_line(done)}'
+    (place/f'{step[0]}.done').touch()
+    return ''
 
 
 # ---- with our own versions: events, networks, a bundle, and the answers that are right ----
 
 def make(work: Path) -> None:
-    "Write the inputs of the submission notebook, and what it should answer"
+    "Write the inputs of the notebooks, and what the submission notebook should answer"
     from icecube_nb.core.config import override, tiny
     from icecube_nb.data.prepare import prepare
     from icecube_nb.inference.answers import open_dump
@@ -130,7 +163,7 @@ def make(work: Path) -> None:
     enlarge(data)
     predict(data, work/'run', work/'main.csv', device='cpu')
     predict_ensemble(data, work/'ensemble', work/'ensemble.csv', device='cpu')
-    shutil.rmtree(data/'packed')                                # the other versions pack by themselves
+    (data/'packed').rename(work/'packed')
     note_versions(work/'ours.json')
 
 
@@ -163,49 +196,91 @@ def note_versions(path: Path) -> None:
     import numpy
     import pandas
     import pyarrow
-    libraries = (lightgbm, numpy, pandas, pyarrow)
-    path.write_text(json.dumps({library.__name__: library.__version__ for library in libraries}))
+    import torch
+    libraries = (lightgbm, numpy, pandas, pyarrow, torch)
+    found = {library.__name__: library.__version__ for library in libraries}
+    path.write_text(json.dumps(found | {'python': sys.version.split()[0]}))
 
 
-# ---- with Kaggle's versions ----
+# ---- with other versions, in the folder `working` of their own ----
+
+def run_notebook(work: Path, title: str, old: str = '', new: str = '') -> None:
+    "Run the code of one of the bundle's notebooks, with a change"
+    notebook = json.loads((work/'input'/'bundle'/f'{title}.ipynb').read_text(encoding='utf-8'))
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'code':
+            source = ''.join(cell['source']).replace(old, new) if old else ''.join(cell['source'])
+            exec(compile(source, f'{title}.ipynb', 'exec'), globals())
+
 
 def answer(work: Path) -> None:
     "Run the bundle's submission notebook, and answer by its single run too"
-    note_versions(work/'theirs.json')
-    notebook = json.loads((work/'input'/'bundle'/'submission.ipynb').read_text(encoding='utf-8'))
-    for cell in notebook['cells']:
-        if cell['cell_type'] == 'code':
-            exec(compile(''.join(cell['source']), 'submission.ipynb', 'exec'), globals())
+    note_versions(Path('versions.json'))
+    run_notebook(work, 'submission')
     from icecube_nb.inference.predict import predict
-    predict(work/'input'/'data', work/'input'/'bundle'/'main', work/'working'/'main.csv', device='cpu')
+    predict(work/'input'/'data', work/'input'/'bundle'/'main', Path('main.csv'), device='cpu')
     code = {Path(module.__file__) for name, module in sys.modules.items() if name.startswith('icecube_nb')}
     assert all(path.is_relative_to(work/'input'/'bundle') for path in code), code
 
 
+def train_and_answer(work: Path) -> None:
+    """Run the bundle's training notebook for some seconds, and answer by the bundle that it makes; then read
+    what our versions packed"""
+    run_notebook(work, 'train', *SETTINGS)
+    from icecube_nb.inference.predict import predict
+    predict(work/'input'/'data', Path('bundle')/'main', Path('trained.csv'), device='cpu')
+    compare_packed(work/'packed', work/'input'/'data'/'packed')
+
+
+def compare_packed(first: Path, second: Path | str) -> None:
+    "AssertionError if two folders of packed files do not hold the same events"
+    from icecube_nb.data.packed import load_packed
+    paths = [sorted(Path(folder).rglob('batch_3.arrow')) for folder in (first, second)]
+    assert [len(found) for found in paths] == [1, 1], paths
+    one, two = (load_packed(found[0]) for found in paths)
+    for name in ('event_id', 'first_time_ns', 'offsets', 'pulses'):
+        assert (getattr(one, name) == getattr(two, name)).all(), f'{name} of {paths} differ'
+
+
 # ---- the comparison ----
 
-def compare(work: Path, root: Path, report: Callable[[str], None]) -> list[str]:
+def compare(work: Path, target: Path, root: Path, name: str, # of the versions
+            report: Callable[[str], None]
+    ) -> tuple[dict, list[str]]: # versions and differences; what is wrong
     "Versions as asked for, the same events in the same order, and no answer too far away"
+    place, file = target/'working', CONSTRAINTS[name]
+    theirs, asked = json.loads((place/'versions.json').read_text()), pinned(root, name)
+    report(f'{name}: ' + ', '.join(f'{k} {v}' for k, v in theirs.items()))
+    used = {library: f'{library}=={theirs[library]}' for library in theirs if file and library in LIBRARIES}
+    found = [f'{line} was used, which {file} does not list' for line in used.values() if line not in asked]
+    row, pairs = theirs | {'events': EVENTS}, {'main': 'main.csv', 'ensemble': 'submission.csv'}
+    if (place/'bundle').is_dir():
+        from icecube_nb.inference.predict import predict
+        compare_packed(work/'packed', work/'input'/'data'/'packed')     # theirs, read by our versions
+        predict(work/'input'/'data', place/'bundle'/'main', work/'trained.csv', device='cpu')
+        pairs['trained'] = 'trained.csv'                        # a run of theirs, answered by our versions
+    for way, table in pairs.items():
+        row[f'{way}_rad'], fault = largest_difference(way, work/f'{way}.csv', place/table, name)
+        report(f'{way}: {EVENTS:,} events, largest difference {row[f"{way}_rad"]} rad')
+        found += fault
+    return row, found
+
+
+def largest_difference(way: str, ours: Path, theirs: Path, name: str # two tables; of the versions
+    ) -> tuple[float | None, list[str]]: # rad; what is wrong
+    "Compare two tables of answers row by row"
     import pandas as pd
-    ours, theirs = (json.loads((work/f'{name}.json').read_text()) for name in ('ours', 'theirs'))
-    wrong = [f'{name} {theirs[name]} was used' for name in theirs
-             if f'{name}=={theirs[name]}' not in pinned(root)]
-    report('ours: ' + ', '.join(f'{k} {v}' for k, v in ours.items()))
-    report("Kaggle's: " + ', '.join(f'{k} {v}' for k, v in theirs.items()))
-    found = [f'{fault}, which {CONSTRAINTS} does not list' for fault in wrong]
-    for name, file in (('main', 'main.csv'), ('ensemble', 'submission.csv')):
-        right, got = pd.read_csv(work/f'{name}.csv'), pd.read_csv(work/'working'/file)
-        if len(right) != EVENTS or right['event_id'].tolist() != got['event_id'].tolist():
-            found.append(f'{name}: {len(got):,} answers with Kaggle\'s versions, {len(right):,} with ours; '
-                         f'both should be to the same {EVENTS:,} events')
-            continue
-        away = angles_between(right, got)
-        report(f'{name}: {len(got):,} events, largest difference {away.max():.1e} rad')
-        if not away.max() <= MOST_RAD:
-            worst = int(away.argmax())
-            found.append(f'{name}: event {right["event_id"][worst]} differs by {away[worst]:.1e} rad with '
-                         f'Kaggle\'s versions, allowed are {MOST_RAD:.0e}')
-    return found
+    right, got = pd.read_csv(ours), pd.read_csv(theirs)
+    if len(right) != EVENTS or right['event_id'].tolist() != got['event_id'].tolist():
+        return None, [f'{way}: {len(got):,} answers with the {name} versions, {len(right):,} with ours; '
+                      f'both should be to the same {EVENTS:,} events']
+    away = angles_between(right, got)
+    if away.max() <= MOST_RAD:
+        return float(away.max()), []
+    worst = int(away.argmax())
+    fault = (f'{way}: event {right["event_id"][worst]} differs by {away[worst]:.1e} rad with the {name} '
+             f'versions, allowed are {MOST_RAD:.0e}')
+    return float(away.max()), [fault]
 
 
 def angles_between(a, b):
@@ -218,11 +293,31 @@ def angles_between(a, b):
 
 
 def main() -> int:
-    "The check, or one of its steps"
-    if len(sys.argv) == 3:
-        {'make': make, 'answer': answer}[sys.argv[1]](Path(sys.argv[2]))
+    "The check, the table, or one of the steps"
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--all', action='store_true', help='all sets of versions, and keep the table')
+    parser.add_argument('--place', type=Path, default=ROOT, help='folder where the libraries are installed')
+    parser.add_argument('--work', type=Path, help='folder for files; a call that was stopped goes on there')
+    parser.add_argument('--step', nargs='+', help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.step:
+        steps = {'make': make, 'answer': answer, 'train': train_and_answer}
+        for name in a.step:
+            if name in steps:
+                steps[name](a.work)
         return 0
-    faults = kaggle_versions(ROOT, print)
+    if not a.all:
+        faults = kaggle_versions(ROOT, lambda line: print(line, flush=True))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            work = (a.work or Path(folder)).resolve()
+            rows, faults = compare_versions(ROOT, list(CONSTRAINTS), work, a.place, print, True)
+        if not faults:
+            with RESULTS.open('w', newline='', encoding='utf-8') as file:
+                table = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+                table.writeheader()
+                table.writerows(rows)
     print('\n'.join(faults) or 'ok')
     return int(bool(faults))
 
