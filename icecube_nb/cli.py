@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from . import commands
+from .core.storage import memory_errors
 from .demo import Demo
 
 # %% ../nbs/appendix/command_line.ipynb #fff88fb8
@@ -104,7 +105,8 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
             line = f'{line[:2*LONGEST_LINE//3]} ... {line[-LONGEST_LINE//3:]}'
         print(f'icecube-nb {argv[0] if argv else ""}: {line}', file=sys.stderr)
     try:
-        return run_command(argv, report)
+        with memory_errors():
+            return run_command(argv, report)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # nothing more to flush at the end
         return CLOSED_PIPE

@@ -48,7 +48,8 @@ from .kaggle_answers import Check, sheet_of_answers, submission_summary, submit
 from .kaggle_files import (WHOLE_FILE, Bundle, add_large_event, dataset_metadata, kernel_metadata,
                                      open_bundle, write_whole_files)
 from .core.outputs import check_folder, refuse_others
-from .core.storage import file_checksum, folder_written_whole, read_note, written_whole
+from .core.storage import (file_checksum, folder_written_whole, folders_with, read_note,
+                                     written_whole)
 from .data.packed import load_packed
 from .data.prepare import Prepared, prepare
 from .core.progress import Progress
@@ -172,7 +173,7 @@ def write_check(folder: Path, # to be made
                 runs: list[Path], # main first
                 events: int = 200
     ) -> None:
-    "Simulate events in the detector and ice of the main run, and note how each run answers them."
+    "Simulate events like those of the main run, note how each run answers; ValueError if one does not."
     ice = ice_of_text(load_checkpoint(runs[0])[0].data.ice)
     with tempfile.TemporaryDirectory() as place:
         data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice,
@@ -185,7 +186,11 @@ def write_check(folder: Path, # to be made
             shutil.copyfile(path, folder/'test'/path.name)
     add_large_event(folder)
     for run in runs:
-        answer_check(folder, run)[0].to_csv(folder/f'answers_{run.name}.csv', index=False)
+        answers, _ = answer_check(folder, run)
+        if not np.isfinite(answers[['azimuth', 'zenith']]).any(axis=None):
+            raise ValueError(f'the run {run.name} has a finite answer to none of {len(answers)} simulated '
+                             'events; bundle another one, or an earlier step')
+        answers.to_csv(folder/f'answers_{run.name}.csv', index=False)
 
 # %% ../nbs/06_kaggle.ipynb #399ac994
 def bundle(run: str|Path, # of the model
@@ -296,16 +301,7 @@ def find_input(marker: str, # name of a file that only this input has
                root: str|Path = '/kaggle/input'
     ) -> Path:
     "The one folder below `root` that holds `marker`; FileNotFoundError if there is none, ValueError if two."
-    found, seen = [], set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:                                  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        if marker in names:
-            found.append(Path(place))
-    found.sort()
+    found = folders_with(marker, root)
     if not found:
         raise FileNotFoundError(f'no folder below {root} holds {marker}; add the data set with "Add Input"')
     if len(found) > 1:

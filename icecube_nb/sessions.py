@@ -6,13 +6,12 @@
 __all__ = ['UNCOUNTED_MINUTES', 'LAST_MINUTES', 'COMPETITION_EVENTS', 'time_budget', 'last_run', 'take_over', 'what_to_expect']
 
 # %% ../nbs/appendix/sessions.ipynb #dc060004
-import os
 import shutil
 import time
 from pathlib import Path
 
 from .core.config import from_json
-from .core.storage import folder_written_whole
+from .core.storage import folder_written_whole, folders_with
 from .training.checkpoints import find_checkpoint
 from .training.runs import checkpoints, summarise_run
 
@@ -34,19 +33,12 @@ def time_budget(sessions: int, # in all
 def last_run(inputs: str|Path # '/kaggle/input'
     ) -> Path|None: # a run folder; None if there is none
     "The run that an earlier session left; ValueError if there are two."
-    found, seen = set(), set()
-    for place, folders, names in os.walk(inputs, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:                                  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        if 'state.pt' in names and Path(place).parent.name == 'checkpoints':
-            found.add(Path(place).parents[1])
+    steps = [place for place in folders_with('state.pt', inputs) if place.parent.name == 'checkpoints']
+    found = sorted({place.parents[1] for place in steps})
     if len(found) > 1:
-        first, second = sorted(found)[:2]
+        first, second = found[:2]
         raise ValueError(f'two runs to go on with: {first} and {second}; remove one of them from the inputs')
-    return next(iter(found), None)
+    return found[0] if found else None
 
 def take_over(last: Path|None, # of `last_run`
               run: str|Path # the run folder of this session

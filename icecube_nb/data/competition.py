@@ -21,9 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.arrow_files import check_unpacked
-from ..core.storage import (fingerprint, is_unchanged, read_note, reason_of, rewrite_note,
-                                     source_note, temporary_name, writing, written_whole)
+from ..core.arrow_files import open_checked
+from ..core.storage import (fingerprint, is_unchanged, raise_if_out_of_memory, read_note, reason_of,
+                                     rewrite_note, source_note, temporary_name, writing, written_whole)
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5
@@ -104,6 +104,7 @@ def reading(path: Path # named in the error
     try:
         yield
     except (pa.ArrowException, OSError) as e:
+        raise_if_out_of_memory(e)
         raise ValueError(f'{path} cannot be read as parquet ({reason_of(e).rstrip(".")}); '
                          'it is truncated or damaged, copy it again') from None
 
@@ -116,8 +117,7 @@ def open_parquet(path: str|Path, # the file
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; copy it there')
     with reading(path):
-        file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
-    check_unpacked(file.metadata.num_rows, path)
+        file = open_checked(path)
     schema = file.schema_arrow
     for name, kind in kinds.items():
         if name not in schema.names:

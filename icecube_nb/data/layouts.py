@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..core.arrow_files import check_unpacked
+from ..core.arrow_files import open_checked
 from ..core.storage import reason_of
 from .competition import reading
 
@@ -281,6 +281,8 @@ def as_floats(values, table: Table, column: str) -> np.ndarray: # (N,) float64, 
     "Numbers of any type; ValueError for text."
     try:
         if isinstance(values, pa.Array):
+            if pa.types.is_dictionary(values.type) and not pa.types.is_primitive(values.type.value_type):
+                raise ValueError('text')
             return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return np.array(values, float)
     except (ValueError, TypeError, pa.ArrowException):
@@ -301,8 +303,7 @@ def arrow_batches(table: Table, columns: Iterable[str], after: int, rows: int
                 row += len(batch)
         return
     with reading(table.path):
-        file = pq.ParquetFile(table.path, memory_map=True, pre_buffer=False)
-        check_unpacked(file.metadata.num_rows, table.path)
+        file = open_checked(table.path)
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         groups = np.flatnonzero(ends > after + 1).tolist()
         row = int(ends[groups[0] - 1]) if groups and groups[0] else 0

@@ -17,12 +17,13 @@ import pyarrow
 import torch
 
 from .. import __version__
+from ..core.arrow_files import read_frame
 
 # %% ../../nbs/appendix/answer_sheet.ipynb #f09a0005
 def check_submission(path: Path, sample: Path # submission.csv; sample_submission.parquet
     ) -> int: # rows
     "Compare a submission with the sample, row for row; ValueError names the first row that is wrong."
-    table, wanted = pd.read_csv(path), pd.read_parquet(sample, columns=['event_id'])
+    table, wanted = pd.read_csv(path), read_frame(sample, columns=['event_id'])
     if list(table) != ['event_id', 'azimuth', 'zenith']:
         raise ValueError(f'{path} has the columns {", ".join(table)}; they must be event_id, azimuth, zenith')
     if len(table) != len(wanted):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.arrow_files import read_frame
 from ..core.outputs import OutputFile, check_file
 from ..core.storage import read_note
 from .answers import read_answers
@@ -75,7 +76,7 @@ def events_table(table: pd.DataFrame, # event_id, azimuth, zenith, and perhaps u
     ) -> pd.DataFrame: # file, event_no, event_id, directions in the user's convention, uncertainties
     "The answers by the user's own numbers."
     turned = user_directions(data) == 'to'
-    ids = pd.read_parquet(data/'event_ids.parquet', columns=['event_id', 'file', 'event_no'])
+    ids = read_frame(data/'event_ids.parquet', columns=['event_id', 'file', 'event_no'])
     found = ids.merge(table, on='event_id', validate='one_to_one')
     if len(found) < len(table):
         missing = len(table) - len(found)

@@ -7,7 +7,6 @@ __all__ = ['MOST_NSIDE', 'MAPS', 'need_healpix', 'pixel_directions', 'choose_nsi
            'class_map', 'mixture_map', 'answer_map', 'fits_bytes', 'write_sky_map']
 
 # %% ../../nbs/appendix/sky_maps.ipynb #0845b6dc
-import importlib.util
 import io
 import math
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..data.packed import load_packed
 from .formats import kappa_of_length
 from .predict import Predictor, answer_events, checked_files, load_predictor
 from .uncertainty import SHARES, class_log_density, credible_levels, make_sky, vmf_radius
+from ..network.engines import need_packages
 from ..network.losses import log_sinhc, mixture_parts
 from ..physics.angles import direction_from_angles
 from ..training.checkpoints import sensors_of_run
@@ -28,10 +28,7 @@ from ..training.checkpoints import sensors_of_run
 # %% ../../nbs/appendix/sky_maps.ipynb #a26679da
 def need_healpix() -> None:
     "ImportError if the packages for sky maps are not installed."
-    for name in ('astropy', 'astropy_healpix'):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f'sky maps need the package {name.replace("_", "-")}; mend: pip install '
-                              'icecube-nb[skymap]')
+    need_packages('sky maps need', 'skymap', 'astropy', 'astropy_healpix')
 
 def pixel_directions(nside: int # a power of two
     ) -> np.ndarray: # (12 nside^2, 3) unit vectors, in nested order

@@ -11,7 +11,6 @@ __all__ = ['OPSET', 'ABOUT_SENSOR', 'GRAPH_FEATURES', 'PULSES', 'STANDALONE', 'G
            'export_standalone', 'export_answers']
 
 # %% ../../nbs/appendix/standalone.ipynb #ac9f1764
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -31,7 +30,8 @@ from ..data.pulses import (GOLDEN_RATIO, MOST_PULSES, PULSE_COLUMNS, PULSE_DELAY
                                     feature_names, find_feature_set)
 from .answer_options import AnswerOptions
 from .predict import load_predictor
-from ..network.engines import EqualLength, quietly, refuse_foreign_onnx, rotary_inputs
+from ..network.engines import (EqualLength, need_packages, quietly, refuse_foreign_onnx,
+                                        rotary_inputs)
 from ..network.heads import Head, heads_of
 from ..network.losses import Bins
 from ..network.model import Model
@@ -428,9 +428,7 @@ def export_standalone(model: Model, bins: Bins, # of a run
                       fingerprint: str = '' # of the weights, kept in the file
     ) -> Path:
     "Write a network that takes pulses and gives angles; needs onnx and onnxscript."
-    for name in ('onnx', 'onnxscript'):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f'export needs the package {name}; mend: pip install icecube-nb[export]')
+    need_packages('export needs', 'export', 'onnx', 'onnxscript')
     from onnx import compose, helper
     most = AnswerOptions().limit(config.data)
     first = feature_graph(config.model.features, most, sensors)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROBES', 'ENGINES', 'MOST_ONNX', 'OLD_FILES', 'TOLERANCE', 'block_of_equals', 'rotary_inputs', 'EqualLength',
-           'quietly', 'probe', 'export_onnx', 'refuse_foreign_onnx', 'available_engines', 'onnxruntime_group',
-           'openvino_group', 'tensors_of', 'read_about', 'GroupEngine', 'try_engine', 'load_engine']
+           'quietly', 'probe', 'need_packages', 'export_onnx', 'refuse_foreign_onnx', 'available_engines',
+           'onnxruntime_group', 'openvino_group', 'tensors_of', 'read_about', 'GroupEngine', 'try_engine',
+           'load_engine']
 
 # %% ../../nbs/appendix/engines.ipynb #0bdd2631
 import importlib.util
@@ -109,14 +110,21 @@ def probe(group: Callable, # arrays (b, n, F) and (b, n, 1, D/2H) to the answers
     return found
 
 # %% ../../nbs/appendix/engines.ipynb #2930773b
+def need_packages(use: str, extra: str, # what for; the extra of this package that installs them
+                  *names: str # as they are imported
+    ) -> None:
+    "ImportError if a package is not installed."
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f'{use} the package {name.replace("_", "-")}; mend: pip install '
+                              f'icecube-nb[{extra}]')
+
 def export_onnx(model: Model,
                 path: str|Path, # the file to be made
                 fingerprint: str = '' # of the weights, kept in the file
     ) -> Path:
     "Write the network for events of one length as ONNX, whole or not at all; needs onnx and onnxscript."
-    for name in ('onnx', 'onnxscript'):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f'export needs the package {name}; mend: pip install icecube-nb[export]')
+    need_packages('export needs', 'export', 'onnx', 'onnxscript')
     path, one_length = Path(path), EqualLength(model).eval()
     about = {'features': model.input.in_features, 'turn': model.rotary_size, 'columns': model.where}
     rows = torch.zeros(150, about['features'])

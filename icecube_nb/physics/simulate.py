@@ -104,7 +104,9 @@ def parameter_differences(
     same_world = all(found.get(name) == wanted[name] for name in ('world', 'version'))
     pairs = [(name, found.get(name), value) for name, value in wanted.items() if name != 'constants']
     if same_world:
-        pairs += [(name, found['constants'].get(name), value) for name, value in wanted['constants'].items()]
+        known = found.get('constants')
+        known = known if isinstance(known, dict) else {}                         # a note that was changed
+        pairs += [(name, known.get(name), value) for name, value in wanted['constants'].items()]
     return [f'{name} ({old}, wanted {new})' for name, old, new in pairs if old != new]
 
 # %% ../../nbs/appendix/simulation.ipynb #e5b11f03

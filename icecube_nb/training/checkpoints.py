@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DetectorRecord', 'detector_files', 'folder_detector', 'check_files', 'save_checkpoint', 'find_checkpoint',
-           'check_finite', 'read_angle_bins', 'read_config', 'load_checkpoint', 'read_detectors', 'check_detector',
-           'check_same_sensors', 'unlike_run', 'with_folder_ice', 'sensors_of_run']
+           'check_finite', 'read_angle_bins', 'read_config', 'read_checkpoint', 'load_checkpoint', 'read_detectors',
+           'check_detector', 'check_same_sensors', 'unlike_run', 'with_folder_ice', 'sensors_of_run']
 
 # %% ../../nbs/appendix/checkpoints.ipynb #5a3e0823
 import hashlib
@@ -22,8 +22,8 @@ import numpy as np
 from safetensors.numpy import load, load_file, save
 
 from ..core.config import Config, DataConfig, from_json, to_json
-from ..core.storage import (MOST_JSON, file_checksum, folder_written_whole, read_json, read_note,
-                                     read_regular)
+from ..core.storage import (MOST_JSON, file_checksum, folder_written_whole, raise_if_out_of_memory,
+                                     read_json, read_note, read_regular)
 from ..data.competition import folder_ice, split_train_meta
 from ..data.prepare import Prepared, prepare
 from ..data.record import SAMPLED_FILES, describe_unlike, read_record
@@ -157,10 +157,9 @@ def read_config(checkpoint: Path # a checkpoint folder
     path = checkpoint/'config.json'
     return from_json(read_regular(path, MOST_JSON).decode(errors='replace'), str(path))
 
-def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
+def read_checkpoint(folder: Path # of a checkpoint
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
-    "Read the last checkpoint of `run`; ValueError names the file that is missing or broken and the mend."
-    folder = find_checkpoint(run)
+    "Read a checkpoint; ValueError names the file that is missing or broken and the mend."
     for name in ('config.json', 'angle_bins.json'):
         if not (folder/name).is_file():
             raise ValueError(f'{folder} has no {name}, or one that is no file; copy the whole checkpoint '
@@ -170,10 +169,23 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     try:
         weights = load_file(folder/'weights.safetensors')
     except Exception as e:
+        raise_if_out_of_memory(e)
         raise ValueError(f'{folder/"weights.safetensors"} is broken ({e}); copy it again or use an earlier '
                          'step') from None
     check_finite(weights, folder/'weights.safetensors')
     return config, weights, read_angle_bins(folder/'angle_bins.json', config)
+
+def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
+    ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
+    "Read the last checkpoint of `run`; errors as of `read_checkpoint`, and FileNotFoundError if there is none."
+    folder = find_checkpoint(run)
+    try:
+        return read_checkpoint(folder)
+    except (OSError, ValueError):
+        if folder.is_dir():
+            raise
+    raise FileNotFoundError(f'{folder} was removed while it was read, as a training does with old '
+                            'checkpoints; run the command again')
 
 # %% ../../nbs/appendix/checkpoints.ipynb #c7d0a004
 def read_detectors(checkpoint: Path # a checkpoint folder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'orthogonalise_stacks', 'Muon', 'update_momenta', 'follow', 'stack_states', 'even_out',
-           'hidden_matrices', 'JointOptimiser']
+           'hidden_matrices', 'join_states', 'JointOptimiser']
 
 # %% ../../nbs/03c_optimise.ipynb #c47f6194
 import torch
@@ -152,6 +152,17 @@ def hidden_matrices(model: nn.Module # with `blocks`, as `model.Model`
             if isinstance(module, nn.Linear) and name.startswith('blocks.')]
 
 # %% ../../nbs/03c_optimise.ipynb #0e2c0a03
+def join_states(parts: list[dict] # of `state_dict`
+    ) -> dict: # the same layout, with the weights numbered one after the other
+    "The states of several optimisers as that of one."
+    state, groups, first = {}, [], 0
+    for part in parts:
+        state |= {first + number: entries for number, entries in part['state'].items()}
+        for group in part['param_groups']:
+            groups.append(group | {'params': [first + number for number in group['params']]})
+        first = sum(len(group['params']) for group in groups)
+    return {'state': state, 'param_groups': groups}
+
 class JointOptimiser:
     "Several optimisers that look like one."
     _step_supports_amp_scaling = True
@@ -185,14 +196,30 @@ class JointOptimiser:
             o.zero_grad(set_to_none)
 
     def state_dict(self) -> dict:
-        "What `load_state_dict` takes to resume from here."
-        return {'optimisers': [o.state_dict() for o in self.optimisers]}
+        "What `load_state_dict` takes to resume from here, in the layout that all of torch's optimisers have."
+        return join_states([o.state_dict() for o in self.optimisers])
+
+    def split(self, saved: dict # of `state_dict`
+        ) -> list[dict]: # of the `state_dict` of each
+        "Take joined states apart; ValueError if they are of other optimisers."
+        if 'optimisers' in saved:                     # a list of states, as it was kept before
+            saved = join_states(saved['optimisers'])
+        weights = [group['params'] for group in self.state_dict()['param_groups']]
+        others = saved['state'].keys() - {number for numbers in weights for number in numbers}
+        if others or [group['params'] for group in saved['param_groups']] != weights:
+            raise ValueError('the saved state has other groups of weights; resume with the train.optimiser '
+                             'it was saved with')
+        parts, groups, first = [], iter(saved['param_groups']), 0
+        for o in self.optimisers:
+            own = o.state_dict()['param_groups']
+            end = first + sum(len(group['params']) for group in own)
+            state = {n - first: entries for n, entries in saved['state'].items() if first <= n < end}
+            shifted = [next(groups) | {'params': group['params']} for group in own]
+            parts.append({'state': state, 'param_groups': shifted})
+            first = end
+        return parts
 
     def load_state_dict(self, state: dict) -> None:
         "Resume from `state`; ValueError if it is of other optimisers."
-        saved = state.get('optimisers', [])
-        if len(saved) != len(self.optimisers):
-            raise ValueError(f'the saved state is of {len(saved)} joined optimisers, not '
-                             f'{len(self.optimisers)}; resume with the train.optimiser it was saved with')
-        for o, s in zip(self.optimisers, saved):
-            o.load_state_dict(s)
+        for o, part in zip(self.optimisers, self.split(state)):
+            o.load_state_dict(part)

@@ -17,14 +17,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..core.outputs import check_folder
-from ..core.storage import remove_leftovers, written_whole
+from ..core.storage import remove_leftovers, temporary_name, written_whole
 from .checkpoints import read_config
 
 # %% ../../nbs/appendix/runs.ipynb #80a4ca65
@@ -158,7 +158,10 @@ def remove_checkpoints(run: str|Path, keep_last: int # at least 1
     there, best = list(checkpoints(run).values()), best_checkpoint(run)
     old = [path for path in there[:-max(keep_last, 1)] if path != best]
     for path in old:
-        shutil.rmtree(path, ignore_errors=True)
+        gone = temporary_name(path)
+        with suppress(OSError):                            # who reads it sees all of it, or nothing
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
     remove_leftovers(Path(run)/'checkpoints')
     return old
 

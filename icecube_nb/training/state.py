@@ -282,14 +282,14 @@ def checked_state(optimiser: torch.optim.Optimizer, saved: dict # its `state_dic
     return {'state': saved['state'], 'param_groups': groups}
 
 def load_optimiser(optimiser: torch.optim.Optimizer|JointOptimiser, saved: dict) -> None:
-    "Go on from a saved state; ValueError, KeyError or TypeError if it does not fit."
+    "Go on from a saved state; ValueError, KeyError, TypeError or AttributeError if it does not fit."
     if not isinstance(optimiser, JointOptimiser):
         optimiser.load_state_dict(checked_state(optimiser, saved))
         return
-    parts = saved.get('optimisers', [])
-    if len(parts) == len(optimiser.optimisers):
-        saved = {'optimisers': [checked_state(o, s) for o, s in zip(optimiser.optimisers, parts)]}
-    optimiser.load_state_dict(saved)
+    parts = list(zip(optimiser.optimisers, optimiser.split(saved)))
+    checked = [checked_state(part, state) for part, state in parts]         # all, before one is changed
+    for (part, _), state in zip(parts, checked):
+        part.load_state_dict(state)
 
 # %% ../../nbs/appendix/run_state.ipynb #c1d20a11
 def resume_state(run: Path, # run folder
@@ -310,7 +310,7 @@ def resume_state(run: Path, # run folder
         load_weights(state.model, saved['model'], folder/'state.pt')
     try:
         load_optimiser(state.optimiser, saved['optimiser'])
-    except (KeyError, ValueError, TypeError) as e:
+    except (KeyError, ValueError, TypeError, AttributeError) as e:
         raise ValueError(f'{folder/"state.pt"} is of an optimiser that this version shares out otherwise '
                          f'({e}); its weights can be used, to train on choose another run folder') from None
     for k, v in saved['counters'].items():
