@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'STOPPED', 'CLOSED_PIPE', 'LONGEST_LINE', 'TRACEBACK', 'check_given_once', 'parse', 'expand_paths',
-           'run_command', 'main']
+           'run_command', 'check_working_folder', 'main']
 
 # %% ../nbs/appendix/command_line.ipynb #3a3d070c
 import os
@@ -95,6 +95,13 @@ def run_command(argv: Sequence[str], report: Callable[[object], None]) -> int: #
     return status or 0
 
 # %% ../nbs/appendix/command_line.ipynb #37ba0823
+def check_working_folder() -> None:
+    "FileNotFoundError if the folder in which the process runs has been removed."
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError('the working folder has been removed; change to another one') from None
+
 def main(arguments: Sequence[str]|None = None # None: those of the process
     ) -> int: # exit status: 0, 2 for a fault, or the command's own
     "Run one command; whatever goes wrong becomes one line."
@@ -105,6 +112,7 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
             line = f'{line[:2*LONGEST_LINE//3]} ... {line[-LONGEST_LINE//3:]}'
         print(f'icecube-nb {argv[0] if argv else ""}: {line}', file=sys.stderr)
     try:
+        check_working_folder()
         with memory_errors():
             return run_command(argv, report)
     except BrokenPipeError:

@@ -175,6 +175,7 @@ def check_unpacked(metadata: pq.FileMetaData, path: Path) -> None:
             raise ValueError(f'{path} unpacks {size:,} bytes to {count:,} {unit}, which no real data do; '
                              'copy it again')
 
+# %% ../../nbs/appendix/arrow_files.ipynb #fa200017
 def text_columns(file: pq.ParquetFile) -> list[str]:
     "The columns that hold text or bytes, also those in lists."
     columns = map(file.schema.column, range(len(file.schema)))
@@ -189,6 +190,7 @@ def open_checked(path: Path # a parquet file, perhaps from a stranger
     texts = text_columns(file)
     return pq.ParquetFile(path, **options, read_dictionary=texts) if texts else file
 
+# %% ../../nbs/appendix/arrow_files.ipynb #fa200018
 def plain_column(column: pd.Series # of categories
     ) -> pd.Series: # of numbers, or of objects: equal texts are one
     "A column without categories."

@@ -72,8 +72,8 @@ def is_dump(folder: Path) -> bool:
 
 # %% ../../nbs/appendix/answers.ipynb #02a0048e
 TRUTH = ('true_azimuth', 'true_zenith')
-ONE_VALUE = {'event_id': 'i', 'pulses': 'i', 'network': 'i', 'answered': 'b', 'by_long': 'b',
-             'true_azimuth': 'f', 'true_zenith': 'f'}        # columns of one value a row, and numpy's kinds
+ONE_VALUE = {'event_id': 'i', 'network': 'i', 'answered': 'b', 'by_long': 'b', 'true_azimuth': 'f',
+             'true_zenith': 'f'}                              # columns of one value a row, and numpy's kinds
 
 @dataclass(frozen=True)
 class Dump:

@@ -33,7 +33,8 @@ from .ensemble import (STACK, CandidateTable, Ensemble, EnsembleConfig,
                                            answers_and_errors, answers_in, candidate_table, fit_boosters,
                                            heads_and_vectors)
 from .predict import Predictor, load_predictor, load_predictors
-from .stack import Stack, load_stack, read_stack_note, stack_answers
+from .stack import (Stack, load_stack, read_stack_note, refuse_nan,
+                                        stack_answers)
 from .summaries import SUMMARIES
 from .uncertainty import (Calibration, PosteriorWeights, fit_calibration,
                                               fit_posterior_weights)
@@ -114,6 +115,9 @@ def fit_ensemble(runs: list[str|Path], # trained networks
     if is_ensemble(out) and read_ensemble_note(out)['made_of'] == wanted:
         return load_ensemble(out)
     rows = shared_rows(opened, config)
+    for dump in opened:
+        own = answers_in(dump.columns[0])
+        refuse_nan(dump, tuple(f'{head}_{angle}' for head in own for angle in ('azimuth', 'zenith')), rows)
     ids, pulses = opened[0].take('event_id', rows), opened[0].take('pulses', rows)
     posterior = fit_members_posterior(runs, opened, loaded, rows)
     table = members_table(opened, loaded, rows, posterior)

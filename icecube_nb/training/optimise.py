@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'orthogonalise_stacks', 'Muon', 'update_momenta', 'follow', 'stack_states', 'even_out',
-           'hidden_matrices', 'join_states', 'JointOptimiser']
+           'hidden_matrices', 'join_states', 'split_states', 'JointOptimiser']
 
 # %% ../../nbs/03c_optimise.ipynb #c47f6194
 import torch
@@ -151,7 +151,7 @@ def hidden_matrices(model: nn.Module # with `blocks`, as `model.Model`
     return [(module.weight, 3 if name.endswith('.qkv') else 1) for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and name.startswith('blocks.')]
 
-# %% ../../nbs/03c_optimise.ipynb #0e2c0a03
+# %% ../../nbs/03c_optimise.ipynb #fa200022
 def join_states(parts: list[dict] # of `state_dict`
     ) -> dict: # the same layout, with the weights numbered one after the other
     "The states of several optimisers as that of one."
@@ -163,6 +163,27 @@ def join_states(parts: list[dict] # of `state_dict`
         first = sum(len(group['params']) for group in groups)
     return {'state': state, 'param_groups': groups}
 
+def split_states(joint: 'JointOptimiser', saved: dict # the optimisers; their joined states
+    ) -> list[dict]: # of the `state_dict` of each
+    "Take joined states apart; ValueError if they are of other optimisers."
+    if 'optimisers' in saved:                         # a list of states, as it was kept before
+        saved = join_states(saved['optimisers'])
+    weights = [group['params'] for group in joint.state_dict()['param_groups']]
+    others = saved['state'].keys() - {number for numbers in weights for number in numbers}
+    if others or [group['params'] for group in saved['param_groups']] != weights:
+        raise ValueError('the saved state has other groups of weights; resume with the train.optimiser it was '
+                         'saved with')
+    parts, groups, first = [], iter(saved['param_groups']), 0
+    for o in joint.optimisers:
+        own = o.state_dict()['param_groups']
+        end = first + sum(len(group['params']) for group in own)
+        state = {n - first: entries for n, entries in saved['state'].items() if first <= n < end}
+        shifted = [next(groups) | {'params': group['params']} for group in own]
+        parts.append({'state': state, 'param_groups': shifted})
+        first = end
+    return parts
+
+# %% ../../nbs/03c_optimise.ipynb #0e2c0a03
 class JointOptimiser:
     "Several optimisers that look like one."
     _step_supports_amp_scaling = True
@@ -199,27 +220,7 @@ class JointOptimiser:
         "What `load_state_dict` takes to resume from here, in the layout that all of torch's optimisers have."
         return join_states([o.state_dict() for o in self.optimisers])
 
-    def split(self, saved: dict # of `state_dict`
-        ) -> list[dict]: # of the `state_dict` of each
-        "Take joined states apart; ValueError if they are of other optimisers."
-        if 'optimisers' in saved:                     # a list of states, as it was kept before
-            saved = join_states(saved['optimisers'])
-        weights = [group['params'] for group in self.state_dict()['param_groups']]
-        others = saved['state'].keys() - {number for numbers in weights for number in numbers}
-        if others or [group['params'] for group in saved['param_groups']] != weights:
-            raise ValueError('the saved state has other groups of weights; resume with the train.optimiser '
-                             'it was saved with')
-        parts, groups, first = [], iter(saved['param_groups']), 0
-        for o in self.optimisers:
-            own = o.state_dict()['param_groups']
-            end = first + sum(len(group['params']) for group in own)
-            state = {n - first: entries for n, entries in saved['state'].items() if first <= n < end}
-            shifted = [next(groups) | {'params': group['params']} for group in own]
-            parts.append({'state': state, 'param_groups': shifted})
-            first = end
-        return parts
-
     def load_state_dict(self, state: dict) -> None:
         "Resume from `state`; ValueError if it is of other optimisers."
-        for o, part in zip(self.optimisers, self.split(state)):
+        for o, part in zip(self.optimisers, split_states(self, state)):
             o.load_state_dict(part)

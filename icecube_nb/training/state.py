@@ -28,7 +28,7 @@ from ..network.published import read_published
 from .checkpoints import DetectorRecord, find_checkpoint, load_checkpoint, save_checkpoint
 from .distributed import ProcessGroup, wrap_for_processes
 from .hardware import Card, Work, count_work, find_card, pass_pulses
-from .optimise import JointOptimiser, Muon, hidden_matrices
+from .optimise import JointOptimiser, Muon, hidden_matrices, split_states
 from .precision import PRECISION, make_scaler, pick_device, precision_of_epoch
 from .runs import remove_checkpoints
 
@@ -286,7 +286,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer|JointOptimiser, saved: dict)
     if not isinstance(optimiser, JointOptimiser):
         optimiser.load_state_dict(checked_state(optimiser, saved))
         return
-    parts = list(zip(optimiser.optimisers, optimiser.split(saved)))
+    parts = list(zip(optimiser.optimisers, split_states(optimiser, saved)))
     checked = [checked_state(part, state) for part, state in parts]         # all, before one is changed
     for (part, _), state in zip(parts, checked):
         part.load_state_dict(state)
