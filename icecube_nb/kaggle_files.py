@@ -63,7 +63,7 @@ def kernel_metadata(owner: str, dataset: str, # a Kaggle account; title of the d
     }
 
 # %% ../nbs/appendix/kaggle_files.ipynb #f0990031
-ROOM = 1 << 24 # bytes of a zipped folder that the manifest need not list: what Python compiled, notes of tools
+ROOM = 1 << 24 # bytes of a zipped folder that the manifest need not list, such as what Python compiled
 
 def check_zip(path: Path, # NAME.zip
               sizes: dict[str, int] # of the files of the bundle, by its manifest
@@ -76,8 +76,8 @@ def check_zip(path: Path, # NAME.zip
     except (zipfile.BadZipFile, NotImplementedError, RecursionError) as e:
         raise ValueError(f'{path} is no zip file ({e}); upload the bundle again') from None
     if unpacked > 2*most + ROOM:
-        raise ValueError(f'{path} unpacks to {unpacked:,} bytes, but manifest.json lists {most:,}; upload the '
-                         'bundle again')
+        raise ValueError(f'{path} unpacks to {unpacked:,} bytes, but manifest.json lists {most:,}; upload '
+                         'the bundle again')
 
 def unpack_folders(folder: Path, sizes: dict[str, int] # a bundle; name of a file to bytes, by its manifest
     ) -> Path: # the folder, or one with its zip files unpacked

@@ -44,8 +44,8 @@ def raise_if_out_of_memory(error: BaseException) -> None:
     if isinstance(error, MemoryError) and text.startswith('the memory is not enough'):
         raise error
     if any(mark in text for mark in OUT_OF_MEMORY) or (isinstance(error, MemoryError) and not text):
-        raise MemoryError(f'the memory is not enough ({reason_of(error)}); close other programs, or take less '
-                          'at a time') from None
+        raise MemoryError(f'the memory is not enough ({reason_of(error)}); close other programs, or take '
+                          'less at a time') from None
 
 @contextmanager
 def memory_errors() -> Iterator[None]:

@@ -141,8 +141,8 @@ def open_dump(folder: str|Path, # of `predict --dump`
         odd = [name for name, kind in ONE_VALUE.items()
                if name in own and (own[name].ndim > 1 or own[name].dtype.kind != kind)]
         if odd:
-            raise ValueError(f'{path}: column {odd[0]} is of another type than `predict --dump` writes; remove '
-                             'it and run that again')
+            raise ValueError(f'{path}: column {odd[0]} is of another type than `predict --dump` writes; '
+                             'remove it and run that again')
         other = [
             n
             for n in own.keys() | columns[0].keys()

@@ -177,7 +177,7 @@ def read_checkpoint(folder: Path # of a checkpoint
 
 def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
-    "Read the last checkpoint of `run`; errors as of `read_checkpoint`, and FileNotFoundError if there is none."
+    "Read the last checkpoint of `run`; errors as of `read_checkpoint`; FileNotFoundError if it is gone."
     folder = find_checkpoint(run)
     try:
         return read_checkpoint(folder)

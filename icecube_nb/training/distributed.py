@@ -37,8 +37,8 @@ def started_processes() -> ProcessGroup:
     rank, ranks, local_rank = numbers
     if not (0 <= rank < ranks and local_rank >= 0 and all(said.values())):
         found = ', '.join(f'{name}={text!r}' for name, text in said.items())
-        raise ValueError(f'the environment has {found}, which is not what torchrun says; start with torchrun, '
-                         'or unset WORLD_SIZE')
+        raise ValueError(f'the environment has {found}, which is not what torchrun says; start with '
+                         'torchrun, or unset WORLD_SIZE')
     return ProcessGroup(rank, ranks, local_rank)
 
 # %% ../../nbs/appendix/multi_gpu.ipynb #fa200072

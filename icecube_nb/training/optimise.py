@@ -171,8 +171,8 @@ def split_states(joint: 'JointOptimiser', saved: dict # the optimisers; their jo
     weights = [group['params'] for group in joint.state_dict()['param_groups']]
     others = saved['state'].keys() - {number for numbers in weights for number in numbers}
     if others or [group['params'] for group in saved['param_groups']] != weights:
-        raise ValueError('the saved state has other groups of weights; resume with the train.optimiser it was '
-                         'saved with')
+        raise ValueError('the saved state has other groups of weights; resume with the train.optimiser it '
+                         'was saved with')
     parts, groups, first = [], iter(saved['param_groups']), 0
     for o in joint.optimisers:
         own = o.state_dict()['param_groups']
