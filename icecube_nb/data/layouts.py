@@ -125,8 +125,7 @@ def tables_of(path: Path) -> list[Table]:
         raise ValueError(f'{path} is no regular file; replace it by one, or take it away')
     if suffix in SQLITE:
         with database(path) as connection:
-            # no views: they may be endless
-            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'") # no views
             return [Table(path, name, tuple(row[1] for row in connection.execute(
                 f'PRAGMA table_info({quoted(name)})'))) for name, in names.fetchall()]
     if suffix == '.csv':
