@@ -117,7 +117,7 @@ ARMS = {
     'summary': ('deep', {'model.event_summary': True}),
 }
 # arms that `run` leaves out unless they are named
-WITHOUT_RESULTS = {
+EXTRA_ARMS = {
     'published, batch 64, lr 1e-3': ('small', FASTER),
     'published, rescaled': ('small', FASTER | {'model.features': 'rescaled'}),
     'published, shifted': ('small', FASTER | {'model.features': 'shifted'}),
@@ -133,6 +133,7 @@ WITHOUT_RESULTS = {
     'zero projections': ('deep', {'model.zero_projections': True}),
     'input in every block': ('deep', {'model.mix_input': True}),
     'squared relu': ('deep', {'model.activation': 'squared_relu'}),
+    'squared relu, zero projections': ('deep', {'model.activation': 'squared_relu', 'model.zero_projections': True}),
     'mixture head': ('deep', {'model.outputs': 'classes,vector,mixture'}),
     'mixture head alone beside the classes': ('deep', {'model.outputs': 'classes,mixture'}),
     'flat then decay': ('deep', {'train.schedule': 'flat_then_decay', 'train.warm_up_steps': 50}),
@@ -148,6 +149,14 @@ WITHOUT_RESULTS = {
     'turns': ('deep', {'data.turns': True}),
     'turns and mirrors': ('deep', {'data.turns': True, 'data.mirrors': True}),
 }
+# other widths at other rates, and other sizes at the rate of `deep`; heads of 32 numbers, as in `deep`
+EXTRA_ARMS |= {f'width {width}, rate x {factor}': ('deep', {
+    'model.width': width, 'model.heads': width//32, 'train.max_lr': 5e-4*factor})
+    for width in (32, 64, 128, 256) for factor in (0.25, 0.5, 1, 2, 4)}
+EXTRA_ARMS |= {f'{layers} layers of {width}': ('deep', {
+    'model.layers': layers, 'model.width': width, 'model.heads': width//32,
+    'model.neck': 1024 if 1024 % width == 0 else 8*width})
+    for width, layers in ((32, 6), (64, 4), (64, 6), (64, 12), (96, 6), (96, 9), (128, 6), (128, 9))}
 
 
 def data_folder(size: DataSize) -> Path:
@@ -164,7 +173,7 @@ def make_data(size: DataSize) -> Prepared:
 
 def arm_config(arm: str, events: int, seed: int, size: DataSize) -> Config:
     "The settings of a run: one pass over as many files as the budget of events needs."
-    name, changes = (ARMS | WITHOUT_RESULTS)[arm]
+    name, changes = (ARMS | EXTRA_ARMS)[arm]
     one_pass = {'data.files_per_epoch': events//size.file_events, 'train.epochs': 1, 'train.seed': seed}
     return override(preset(name), changes | one_pass)
 
@@ -382,6 +391,9 @@ def differences(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
                    'mean error': group.bins.mean(), 'difference': group.less.mean(),
                    'events/s': (group.events/group.cpu_seconds).mean()}
             if arm != reference:
+                others = {d['reference'] for d in group.difference} - {reference}
+                if others:
+                    raise ValueError(f'{arm} was compared with {", ".join(others)}: run it with --reference {reference}')
                 sample = np.mean([d['error']**2 for d in group.difference])
                 own = abs(group.less.mean()) > FAR
                 scatter = pooled_scatter(group) if own else near_scatter
@@ -438,7 +450,7 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add('what', choices=['data', 'run', 'table', 'after', 'minutes'])
     add('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS) +
-        '; without results so far: ' + ', '.join(WITHOUT_RESULTS))
+        '; more arms: ' + ', '.join(EXTRA_ARMS))
     add('--events', type=int, default=16000, help='of a run, a multiple of --file-events')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--reference', default='deep', help='arm that the others are compared with; run it first')
@@ -456,9 +468,9 @@ def read_arguments() -> argparse.Namespace:
     add('--file-events', type=int, default=size.file_events, help='events in each')
     add('--test-events', type=int, default=size.test_events)
     arguments = parser.parse_args()
-    unknown = sorted({*(arguments.arms or [])} - (ARMS | WITHOUT_RESULTS).keys())
+    unknown = sorted({*(arguments.arms or [])} - (ARMS | EXTRA_ARMS).keys())
     if unknown and arguments.what == 'run':
-        parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS | WITHOUT_RESULTS)}')
+        parser.error(f'no arm {", ".join(unknown)}; there are {", ".join(ARMS | EXTRA_ARMS)}')
     return arguments
 
 

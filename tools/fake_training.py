@@ -34,7 +34,7 @@ EVEN = np.arange(128)/128
 ANGLE_BINS = {'azimuth_edges': 2*np.pi*EVEN, 'azimuth_centres': 2*np.pi*(EVEN + 1/256),
               'zenith_edges': np.arccos(1 - 2*EVEN), 'zenith_centres': np.arccos(1 - 2*(EVEN + 1/256))}
 LENGTHS = np.array([5, 5, 8, 13, 13, 40])
-SAME_CODE = {'large', 'medium_long', 'large_long'}                             # as `medium`
+SAME_CODE = {'laptop', 'large', 'medium_long', 'large_long'}                   # as `deep` and `medium`
 AVERAGED = {'train.average_decay': 0.99, 'train.clip_norm': 1.0}
 CHANGES = {
     'deep': {},
