@@ -30,8 +30,9 @@ sys.addaudithook(_watch)
 '''
 TELL = '''
 import json, sys
-print(json.dumps([sorted(sys.modules['opened_files'].names), 'icecube_nb.physics.simulate' in sys.modules]))
-'''
+names = sorted(name for name in sys.modules['opened_files'].names if name.startswith(FOLDER))
+print(json.dumps([names, 'icecube_nb.physics.simulate' in sys.modules]))
+'''         # nbclient takes quadratic time for long lines, so only the files that matter are told
 
 
 def hide_sources(cells: list, flags: set[str]) -> dict[str, tuple[str, list]]:
@@ -44,10 +45,11 @@ def hide_sources(cells: list, flags: set[str]) -> dict[str, tuple[str, list]]:
     return kept
 
 
-def run_cells(nb, folder: Path, timeout_s: int) -> tuple[list[str], bool]:
-    "Run a notebook in a kernel of its own; the paths that it opened, and whether it loaded the simulator"
+def run_cells(nb, folder: Path, results: str, timeout_s: int) -> tuple[list[str], bool]:
+    "Run a notebook in a kernel of its own; the files in `results` that it opened, and whether it simulated"
     own = nb.cells
-    nb.cells = [nbformat.v4.new_code_cell(WATCH), *own, nbformat.v4.new_code_cell(TELL)]
+    tell = TELL.replace('FOLDER', repr(results))
+    nb.cells = [nbformat.v4.new_code_cell(WATCH), *own, nbformat.v4.new_code_cell(tell)]
     client = NotebookClient(nb, timeout=timeout_s, kernel_name='python3', coalesce_streams=True,
                             resources={'metadata': {'path': str(folder)}})
     try:
@@ -57,12 +59,6 @@ def run_cells(nb, folder: Path, timeout_s: int) -> tuple[list[str], bool]:
         nb.cells = own
     opened, simulates = json.loads(told)
     return opened, simulates
-
-
-def results_among(root: Path, opened: list[str]) -> list[str]:
-    "The result files of the repository among these paths, from the root"
-    folder = os.path.abspath(root/as_run.RESULTS) + os.sep
-    return [os.path.relpath(path, root) for path in opened if path.startswith(folder)]
 
 
 def flagged_cells(cells: list, name: str, root: Path, flags: set[str], run: set[str]) -> dict[str, dict]:
@@ -87,7 +83,7 @@ def entry_of(cells: list, name: str, root: Path, opened: list[str], simulates: b
     flags = repo_checks.test_flags(root)
     return {'notebook': name, 'code': as_run.code_hash(cells, flags),
             'simulator': as_run.simulator_version(root) if simulates else None,
-            'read': as_run.file_hashes(root, results_among(root, opened)),
+            'read': as_run.file_hashes(root, [os.path.relpath(p, root) for p in opened]),
             'flagged': flagged_cells(cells, name, root, flags, run)}
 
 
@@ -96,7 +92,8 @@ def run_notebook(path: Path, root: Path, run: set[str], timeout_s: int) -> dict:
     flags = repo_checks.test_flags(root)
     nb = nbformat.read(path, as_version=4)
     kept = hide_sources(nb.cells, flags - run)
-    opened, simulates = run_cells(nb, path.parent, timeout_s)
+    results = os.path.abspath(root/as_run.RESULTS) + os.sep
+    opened, simulates = run_cells(nb, path.parent, results, timeout_s)
     for cell in nb.cells:
         if cell.id in kept:
             cell.source, cell.outputs = kept[cell.id]

@@ -8,6 +8,7 @@ __all__ = ['group_by_length', 'batches_by_pulses', 'split_by_pulses', 'EventFile
            'inference_batches', 'prefetch']
 
 # %% ../../nbs/01b_batching.ipynb #20f51df4
+import atexit
 import math
 import queue
 import threading
@@ -266,7 +267,10 @@ def inference_batches(file: EventFile,
 def prefetch(batches: Iterable, # of anything
              depth: int = 4 # batches made in advance
     ) -> Iterator:
-    "Make items of `batches` in a thread, in order; its errors are raised here; stops when the reader stops."
+    """Make items of `batches` in a thread, in order; its errors are raised here.
+
+    A reader that stops waits for the item that is being made, and so does Python at its end: it aborts if a
+    thread still computes then."""
     ready, stop, end = queue.Queue(depth), threading.Event(), object()
     def put(item):
         while not stop.is_set():
@@ -283,7 +287,13 @@ def prefetch(batches: Iterable, # of anything
             put((end, None))
         except BaseException as e:
             put((end, e))
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    def leave():
+        stop.set()
+        if thread is not threading.current_thread():            # where that thread itself clears up memory
+            thread.join()
+    thread.start()
+    atexit.register(leave)
     try:
         while True:
             item, error = ready.get()
@@ -293,4 +303,5 @@ def prefetch(batches: Iterable, # of anything
                 return
             yield item
     finally:
-        stop.set()
+        atexit.unregister(leave)
+        leave()

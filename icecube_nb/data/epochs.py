@@ -165,16 +165,18 @@ def plan_epoch(source: TrainingEvents, epoch: int
 # %% ../../nbs/appendix/epochs.ipynb #3e5580f9
 def read_ahead(source: TrainingEvents, files: list[int] # numbers of files that are asked for soon
     ) -> threading.Thread: # at work; a file that cannot be read is passed over, its reader will say so
-    "Open files in a thread, as many as can stay in memory."
+    "Open files in a thread, as many as can stay in memory; where Python ends, it ends after the present file."
     def work():
         size = 0
         for f in files:
+            if not threading.main_thread().is_alive():
+                return
             with suppress(OSError, ValueError):
                 size += PULSE_BYTES*source.kept.open(f).pulse_count
                 if size > KEPT_BYTES:
                     return
                 source.kept.open(f, unpack=True)
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work)   # a daemon is cut off in the middle of an operation
     thread.start()
     return thread
 
