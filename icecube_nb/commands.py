@@ -194,7 +194,8 @@ class Train(DataOption, DeviceOption):
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
     more_data: tuple[Path, ...]|None = None # further data folders, of other arrays, to learn from as well
     preset: str = 'deep'         # the settings to start from
-    minutes: float|None = None # budget of time; the learning rate is fitted to it (default: the preset's epochs)
+    # budget of time; the learning rate is fitted to it (default: the preset's epochs)
+    minutes: float|None = None
     # batch ids to use, such as 1-100 651; the last one validates (default: all)
     batches: tuple[str, ...]|None = None
     set: tuple[str, ...] = ()    # settings to change, such as train.max_lr=1e-3 model.layers=6

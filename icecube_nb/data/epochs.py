@@ -165,7 +165,7 @@ def plan_epoch(source: TrainingEvents, epoch: int
 # %% ../../nbs/appendix/epochs.ipynb #3e5580f9
 def read_ahead(source: TrainingEvents, files: list[int] # numbers of files that are asked for soon
     ) -> threading.Thread: # at work; a file that cannot be read is passed over, its reader will say so
-    "Open files in a thread, as many as can stay in memory; where Python ends, it ends after the present file."
+    "Open files in a thread, as many as can stay in memory; it ends with Python, after the present file."
     def work():
         size = 0
         for f in files:
