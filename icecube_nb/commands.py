@@ -187,15 +187,14 @@ def print_training(state, # a training.state.State
 class Train(DataOption, DeviceOption):
     """Train a network on packed events, preparing them first where needed.
 
-    Ctrl-C stops it. The same command resumes from the last checkpoint. Presets: deep (minutes on a laptop),
+    Ctrl-C stops it. The same command resumes from the last checkpoint. Presets: laptop (minutes on a CPU), deep (longer),
     medium (hours on a GPU), large (days), tiny (fast), small and full (the published ones). medium_long,
     large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs:
     torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
     more_data: tuple[Path, ...]|None = None # further data folders, of other arrays, to learn from as well
     preset: str = 'deep'         # the settings to start from
-    # budget of time; the learning rate is fitted to it (default: the preset's epochs)
-    minutes: float|None = None
+    minutes: float|None = None   # budget of time; the rate is fitted to it (default: the preset's epochs)
     # batch ids to use, such as 1-100 651; the last one validates (default: all)
     batches: tuple[str, ...]|None = None
     set: tuple[str, ...] = ()    # settings to change, such as train.max_lr=1e-3 model.layers=6
