@@ -188,7 +188,7 @@ class Train(DataOption, DeviceOption):
     """Train a network on packed events, preparing them first where needed.
 
     Ctrl-C stops it. The same command resumes from the last checkpoint. Presets: laptop (minutes on a CPU),
-    deep, medium (hours on a GPU), large (days), tiny (fast), small and full (the published ones). medium_long,
+    deep, medium (hours on a GPU), large (days), tiny (tests), small and full (published). medium_long,
     large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs:
     torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
