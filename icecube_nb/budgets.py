@@ -209,7 +209,7 @@ def disk_line(data: Path, batches: list[PackedBatch],
 
 # %% ../nbs/appendix/budgets.ipynb #dc070019
 SUBMIT = '''From the data to a submission of your own, for {title} ({hours:g} h). For another budget, take
-`--preset` from the first table and give your time as `--minutes`; without `--minutes`, `deep` ends after
+`--preset` from the first table and give your time as `--minutes`. Without `--minutes`, `deep` ends after
 {events:.0f} million events. When the data set is uploaded, add it to `kaggle/submission.ipynb`:
 
     icecube-nb train  --run runs/mine --preset {preset} --minutes {minutes:.0f} --batches 1-651 \\

@@ -182,7 +182,7 @@ class ByteReader:
         return number >> 1 ^ -(number & 1)
 
 # %% ../../nbs/appendix/arrow_files.ipynb #fa20001a
-MOST_DEPTH = 20        # of structs in structs; parquet needs five
+MOST_DEPTH = 20        # of lists and structs in each other; parquet needs ten
 
 class CompactReader(ByteReader):
     "Values of the protocol: numbers, bytes, lists, and structs as dictionaries by number of the field."
@@ -198,7 +198,12 @@ class CompactReader(ByteReader):
         "A value of the kind that Thrift gives this number."
         if kind not in self.readers:
             raise ValueError(f'its footer holds a value of the unknown kind {kind}')
-        return self.readers[kind]()
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise ValueError('its footer is nested too deeply')
+        found = self.readers[kind]()
+        self.depth -= 1
+        return found
 
     def items(self) -> list|bytes:
         "A list; one of truth values is a byte each."
@@ -211,14 +216,10 @@ class CompactReader(ByteReader):
 
     def struct(self) -> dict:
         "The fields up to the end of a struct."
-        self.depth += 1
-        if self.depth > MOST_DEPTH:
-            raise ValueError('its footer is nested too deeply')
         fields, number = {}, 0
         while head := self.take(1)[0]:
             number = number + (head >> 4) if head >> 4 else self.integer()
             fields[number] = self.value(head & 15)
-        self.depth -= 1
         return fields
 
 # %% ../../nbs/appendix/arrow_files.ipynb #285d07a9
@@ -247,6 +248,8 @@ def unpacked_sizes(footer: dict) -> tuple[list[int], int]: # values of each colu
     for group in footer[4]:
         for number, (chunk, width) in enumerate(zip(group[1], widths, strict=True)):
             about = chunk[3]
+            if min(about[5], about[6], width) < 0:              # it could hide a large number
+                raise ValueError('its footer counts less than nothing')
             values[number] += about[5]
             unpacked += max(about[6], about[5]*width)
     return values, unpacked

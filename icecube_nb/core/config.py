@@ -143,7 +143,7 @@ def deep() -> Config: # 1.3 million parameters, as many as `small`
                                                  muon_lr_factor=5.0))
 
 # %% ../../nbs/appendix/config.ipynb #1a970001
-def laptop() -> Config: # 1.06 million parameters
+def laptop() -> Config: # 1.07 million parameters
     "`deep` with 4 blocks instead of 9, for minutes on a CPU: a step takes half the time."
     base = deep()
     return replace(base, name='laptop', model=replace(base.model, layers=4))

@@ -267,10 +267,10 @@ def inference_batches(file: EventFile,
 def prefetch(batches: Iterable, # of anything
              depth: int = 4 # batches made in advance
     ) -> Iterator:
-    """Make items of `batches` in a thread, in order; its errors are raised here.
+    """Make items of `batches` in a thread, in order. Its errors are raised here.
 
-    A reader that stops waits for the item that is being made, and so does Python at its end: it aborts if a
-    thread still computes then."""
+    A reader that stops waits for the item that is being made. So does Python before it exits, because it
+    aborts if a thread still computes then."""
     ready, stop, end = queue.Queue(depth), threading.Event(), object()
     def put(item):
         while not stop.is_set():
