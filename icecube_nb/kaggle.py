@@ -199,9 +199,8 @@ def bundle(run: str|Path, # of the model
            cheap_run: str|Path|None = None, # smaller, for when time is short
            owner: str = 'YOUR-KAGGLE-NAME', name: str = 'icecube-nb-bundle', # of the data set on Kaggle
            ensemble: str|Path|None = None, # of `icecube-nb ensemble`: answers, as long as there is time
-           # turns and limit of pulses of `run` and `long_run`; members
+           # how `run` and `long_run` are asked; an ensemble's members keep the options of their dumps
            options: AnswerOptions = AnswerOptions()
-                                                 # of an ensemble answer as they were dumped
     ) -> Bundle:
     "Make a folder that holds all a notebook on Kaggle needs; errors as in `checkpoints.load_checkpoint`."
     out = check_folder(out, 'bundle', is_bundle, [run, long_run, cheap_run, ensemble])

@@ -37,7 +37,8 @@ def dataset_metadata(owner: str, title: str # a Kaggle account; of the data set,
     "The content of dataset-metadata.json; ValueError for a title that Kaggle refuses."
     if not 6 <= len(title) <= 50:
         raise ValueError(
-            f'the name {title!r} has {len(title)} characters, Kaggle takes 6 to 50; give another ' '--name'
+            f'the name {title!r} has {len(title)} characters, Kaggle takes 6 to 50; give another '
+            '--name'
         )
     return {'title': title, 'id': f'{owner}/{name_in_address(title)}', 'licenses': [{'name': 'apache-2.0'}]}
 

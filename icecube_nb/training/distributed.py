@@ -32,11 +32,11 @@ def started_processes() -> ProcessGroup:
     "What `torchrun` says about this process; one alone without it; ValueError if it says only a part."
     if 'WORLD_SIZE' not in os.environ:
         return ProcessGroup()
-    said = {name: os.environ.get(name, '') for name in TORCHRUN}
-    numbers = [int(text) if text.isdecimal() else -1 for text in list(said.values())[:3]]
+    variables = {name: os.environ.get(name, '') for name in TORCHRUN}
+    numbers = [int(text) if text.isdecimal() else -1 for text in list(variables.values())[:3]]
     rank, ranks, local_rank = numbers
-    if not (0 <= rank < ranks and local_rank >= 0 and all(said.values())):
-        found = ', '.join(f'{name}={text!r}' for name, text in said.items())
+    if not (0 <= rank < ranks and local_rank >= 0 and all(variables.values())):
+        found = ', '.join(f'{name}={text!r}' for name, text in variables.items())
         raise ValueError(f'the environment has {found}, which is not what torchrun says; start with '
                          'torchrun, or unset WORLD_SIZE')
     return ProcessGroup(rank, ranks, local_rank)
