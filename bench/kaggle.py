@@ -90,7 +90,7 @@ def force_steps(a: argparse.Namespace) -> dict:
     rows = []
     for step in ways:
         with tempfile.TemporaryDirectory() as place:            # anew each time: the machine's speed changes
-            costs = measure_ways(ways, packed, prepared, Path(place), {way.name: 100 for way in ways})
+            costs = measure_ways(ways, packed, prepared, Path(place), {way.name: 1000 for way in ways})
         rows.append(forced_step(a, made, check, data, step.name, costs))
         print(json.dumps(rows[-1]), flush=True)
     return {'events': a.events, 'devices': a.devices, 'rows': rows}
@@ -101,7 +101,7 @@ def forced_step(a: argparse.Namespace, made, check, data: Path, step: str, costs
     from icecube_nb.inference.answer_sheet import check_submission
     from icecube_nb.kaggle_answers import submit
     began, lines = time.monotonic(), []
-    seconds = 1.1*a.events*costs[step] + 1
+    seconds = 1.05*a.events*costs[step] + 1
     done = submit(made, check, data, began + seconds, a.out/'submission.csv', progress=lambda *_: None,
                   report=lines.append, costs=costs, part_events=max(a.events//20, 1))
     used = time.monotonic() - began
@@ -163,7 +163,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['plan', 'million', 'notebook'])
     parser.add_argument('--out', type=Path, required=True, help='folder for bundle and files')
-    parser.add_argument('--events', type=int, help='of a file; 20,000 for `plan`, 200,000 for `million`')
+    parser.add_argument('--events', type=int, help='of a file; 40,000 for `plan`, 200,000 for `million`')
     parser.add_argument('--devices', default='cpu,cpu', help='`plan`: two devices stand in for two cards')
     parser.add_argument('--files', type=int, default=5)
     parser.add_argument('--limit', type=float, default=8.0, help='gigabytes that the process may allocate')
@@ -174,7 +174,7 @@ def main() -> None:
     if a.what == 'notebook':
         run_notebook(a)
         return
-    a.events = a.events or {'plan': 20_000, 'million': 200_000}[a.what]
+    a.events = a.events or {'plan': 40_000, 'million': 200_000}[a.what]
     found = {'plan': force_steps, 'million': answer_million}[a.what](a)
     about = {'cores': os.cpu_count(), 'machine': platform.machine(), 'load_at_the_end': os.getloadavg()[0]}
     (RESULTS/NAMES[a.what]).write_text(json.dumps({'about': about} | found, indent=1) + '\n')

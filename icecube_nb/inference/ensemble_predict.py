@@ -87,7 +87,7 @@ def write_tables(output: OutputFile, beside: OutputFile|None, # the file asked f
         beside.write_table(richer)
 
 # %% ../../nbs/appendix/ensemble_predict.ipynb #3ddefcd9
-COMBINED_PER_SECOND = 250.0 # events that posterior, stacks and boosters combine in a second, at the least
+COMBINED_PER_SECOND = 2000.0 # events that posterior, stacks and boosters combine in a second, at the least
 
 def answer_by_ensemble(ready: LoadedEnsemble, files: dict[int, Path], # batch_id to packed file
                        prepared: Prepared, folder: Path, # of the dumps and final answers
