@@ -4,7 +4,7 @@
     python bench/quality.py run --arms deep no-muon --events 16000 --seeds 0 1 2
     python bench/quality.py table --events 16000 --reference deep  differences with errors; --slices for more
     python bench/quality.py after --run FOLDER --events 40000      fine-tune a trained run; average over turns
-    python bench/quality.py minutes --run FOLDER --data FOLDER --minutes 20   one long run beside the line fit
+    python bench/quality.py minutes --preset deep --minutes 20 --threads 2 --run FOLDER     by the clock
 
 A run is one arm (settings that differ from a preset), one budget of events, one seed, and the simulated world
 it learns from (`--worlds`). It is tested on both worlds: on its own, which is the native result, and on the
@@ -13,6 +13,10 @@ agree, so their errors on the same test events can be subtracted. Each run appen
 bench/results/quality.jsonl when it ends; a run that is in the file is not made again, unless the simulator has
 another version since. The learning rate falls to its end within each budget. Run the reference arm first: a
 line holds the difference to it, with the error that comes from the sample of test events.
+
+`minutes` trains a preset as `icecube-nb train --minutes` does, and goes on with a run that was stopped: with
+--session-minutes 12, call it again until the time is used up. Each call appends its errors, beside the line
+fit, to bench/results/minutes.jsonl.
 
 A small try that takes a minute and leaves the results alone:
 
@@ -156,7 +160,8 @@ EXTRA_ARMS |= {f'width {width}, rate x {factor}': ('deep', {
 EXTRA_ARMS |= {f'{layers} layers of {width}': ('deep', {
     'model.layers': layers, 'model.width': width, 'model.heads': width//32,
     'model.neck': 1024 if 1024 % width == 0 else 8*width})
-    for width, layers in ((32, 6), (64, 4), (64, 6), (64, 12), (96, 6), (96, 9), (128, 6), (128, 9))}
+    for width, layers in ((32, 6), (64, 4), (64, 6), (64, 12), (64, 24), (96, 6), (96, 9), (128, 6), (128, 9),
+                          (128, 12), (128, 24), (256, 9))}
 
 
 def data_folder(size: DataSize) -> Path:
@@ -325,25 +330,30 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
         yield row
 
 
-def minutes_run(run: Path, data: Path, minutes: float, muon_lr_factor: float) -> pd.DataFrame:
-    "Train `deep` for so long, or go on; errors of the heads and the line fit on the test events of `data`."
-    prepared = prepare(data)
-    config = override(preset('deep'), {'train.muon_lr_factor': muon_lr_factor})
-    state = train(prepared, run, config, minutes, 'cpu', Progress('training'))
+def minutes_run(a: argparse.Namespace, prepared: Prepared) -> dict:
+    "Train a preset for some minutes, in one session or more; errors on the test events, as one row of results."
+    torch.set_num_threads(a.threads)
+    begin = time.process_time()
+    state = train(prepared, a.run, preset(a.preset), a.minutes, 'cpu', Progress('training'),
+                  session_minutes=a.session_minutes)
+    sessions = note_session(a.run, time.process_time() - begin)
     packed = test_file(prepared)
-    columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
-    truth = pd.read_parquet(data/'test_truth.parquet')
-    errors = method_errors(packed, columns, truth, prepared)
+    columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(a.run, 'cpu'))
+    errors = method_errors(packed, columns, read_truth(packed).reset_index(), prepared)
     found = error_table(errors, columns['pulses'])
-    topology = truth.set_index('event_id').loc[packed.event_id, 'kind'].to_numpy()
-    about = {'events': state.events, 'seconds': round(state.seconds), 'steps': state.step,
-             'muon_lr_factor': muon_lr_factor, 'threads': torch.get_num_threads(),
-             'instructions': torch.backends.cpu.get_cpu_capability(),
-             'kinds': {k: {name: float(np.mean(e[topology == k])) for name, e in errors.items()}
-                       for k in np.unique(topology)}}
-    found.to_csv(RESULTS.with_name('minutes.csv'), index=False)
-    RESULTS.with_name('minutes.json').write_text(json.dumps(about, indent=1) + '\n')
-    return found
+    return {'preset': a.preset, 'minutes': a.minutes, 'threads': a.threads, 'events': state.events,
+            'steps': state.step, 'parameters': sum(p.numel() for p in state.model.parameters()),
+            'sessions': len(sessions), 'seconds': round(state.seconds),
+            'cpu_seconds': round(sum(sessions)), 'simulator': VERSION, 'training_events': a.files*a.file_events,
+            'errors': found.round(5).to_dict('records')}
+
+
+def note_session(run: Path, cpu_seconds: float) -> list[float]:
+    "The processor's seconds of each session of a run so far."
+    path = run.with_name(run.name + '-sessions.json')
+    sessions = [*(json.loads(path.read_text()) if path.is_file() else []), cpu_seconds]
+    path.write_text(json.dumps(sessions))
+    return sessions
 
 
 # ---- results ----
@@ -458,10 +468,9 @@ def read_arguments() -> argparse.Namespace:
     add('--threads', type=int, default=1)
     add('--slices', action='store_true', help='table by slice and topology too')
     add('--run', type=Path, help='folder of a run, for `after` and `minutes`')
-    add('--data', type=Path, help='competition-format folder with test_truth.parquet')
-    add('--minutes', type=float, default=20.0)
-    add('--muon-lr-factor', type=float, default=preset('deep').train.muon_lr_factor,
-        help="of `minutes`: Muon's rate in units of train.max_lr")
+    add('--preset', default='deep', help='of `minutes`')
+    add('--minutes', type=float, default=20.0, help='of the whole run')
+    add('--session-minutes', type=float, help='after which `minutes` stops; the next call goes on')
     add('--scratch', type=Path, default=cache_folder()/'quality-runs', help='of the runs')
     add('--results', type=Path, default=RESULTS, help='file of results')
     add('--files', type=int, default=size.files, help='batch files that are simulated')
@@ -502,7 +511,10 @@ def main() -> None:
         show_tables(a)
         return
     if a.what == 'minutes':
-        print(format_table(minutes_run(a.run, a.data, a.minutes, a.muon_lr_factor)))
+        size = DataSize(a.files, a.file_events, a.test_events, world=a.worlds[0])
+        row = minutes_run(a, make_data(size))
+        append(RESULTS.with_name('minutes.jsonl'), row)
+        print(format_table(pd.DataFrame(row['errors'])))
         return
     torch.set_num_threads(a.threads)
     register_controls()
