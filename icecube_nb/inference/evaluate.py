@@ -261,9 +261,11 @@ def to_markdown(
     table: pd.DataFrame, # as `error_table` gives it, or any other
     digits: int = 3, # decimals of each number
 ) -> str: # a pipe table
-    "The table as markdown, with no further package."
+    "The table as markdown; the first column and columns of words stand on the left, numbers on the right."
     header, *rows = _cells(table, digits, '±')
-    align = ['---' if c in ('method', 'slice') else '---:' for c in header]
+    columns = list(zip(*rows)) or [()]*len(header)
+    words = [sum(cell[:1].isalpha() or cell[:1] == '`' for cell in column) for column in columns]
+    align = ['---' if not k or 2*n > len(rows) else '---:' for k, n in enumerate(words)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, align, *rows])
 
 # %% ../../nbs/03a_evaluate.ipynb #c556a380
