@@ -148,7 +148,10 @@ def uncertainty_figure(errors: np.ndarray, # (B,) rad
             off = [row[key] - 100*share for key, share in zip(keys, shares)]   # percentage points
             left.errorbar(np.arange(len(shares)) + 0.12*(j - 1.5) + 0.04*i, off,
                           [row[f'{key}_error'] for key in keys], fmt='os^v'[j % 4] + ('-' if j == 0 else ''),
-                          c=f'C{i}', ms=4, lw=1, alpha=1 if j == 0 else 0.6, label=f'{name}, {row["slice"]}')
+                          c=f'C{i}', ms=4, lw=1, alpha=1 if j == 0 else 0.6)
+        left.plot([], [], c=f'C{i}', lw=3, label=name)
+    for j, name in enumerate(['all pulses', *PULSE_SLICES]):
+        left.plot([], [], 'os^v'[j], c='0.4', ms=5, label=name)
     left.set_xticks(np.arange(len(shares)), [f'{100*share:.0f}' for share in shares])
     left.set(xlabel='claimed share within the circle [%]', ylabel='found minus claimed [percentage points]')
     kept = np.linspace(0.02, 1, 50)
@@ -157,8 +160,8 @@ def uncertainty_figure(errors: np.ndarray, # (B,) rad
     right.set(xlabel='events kept, the surest first [%]', ylabel='median angular error [rad]', ylim=(0, None))
     for ax, title in zip((left, right), titles):
         ax.set_title(title, fontsize=10)
-    fig.legend(*left.get_legend_handles_labels(), loc='outside lower left', ncols=2, fontsize=7)
-    right.legend(fontsize=7)
+    left.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
+    right.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
     return fig
 
 # %% ../../nbs/05a_uncertainty.ipynb #dba6c337
