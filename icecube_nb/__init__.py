@@ -4,7 +4,11 @@
 when they are first used, so `import icecube_nb` needs neither torch nor time.
 """
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+
+from . import old_names
 
 __version__ = "0.2.0"
 
@@ -21,14 +25,22 @@ _FUNCTIONS = {                          # name here -> module and name there
 }
 
 
-def __getattr__(name: str) -> object:
-    "Import one of `_FUNCTIONS` when it is asked for."
-    if name not in _FUNCTIONS:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it offers {", ".join(_FUNCTIONS)}')
+def _function(name: str) -> Callable:
+    "One of `_FUNCTIONS`, imported."
     module, function = _FUNCTIONS[name]
     return getattr(import_module(f'{__name__}.{module}'), function)
+
+
+def __getattr__(name: str) -> Callable:
+    "Import one of `_FUNCTIONS` when it is asked for; some were modules in version 0.1, and are still both."
+    if name not in _FUNCTIONS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it offers {", ".join(_FUNCTIONS)}')
+    return import_module(f'{__name__}.{name}') if name in old_names.OLD_MODULES else _function(name)
 
 
 def __dir__() -> list[str]:
     "What `dir(icecube_nb)` and completion show."
     return sorted([*globals(), *_FUNCTIONS])
+
+
+old_names.install({name: partial(_function, name) for name in _FUNCTIONS})

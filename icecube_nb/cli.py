@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'STOPPED', 'CLOSED_PIPE', 'LONGEST_LINE', 'TRACEBACK', 'check_given_once', 'parse', 'expand_paths',
-           'run_command', 'check_working_folder', 'main']
+           'run_command', 'print_anyhow', 'open_streams', 'check_working_folder', 'main']
 
 # %% ../nbs/appendix/command_line.ipynb #3a3d070c
+import codecs
 import os
 import sys
 import traceback
@@ -94,6 +95,29 @@ def run_command(argv: Sequence[str], report: Callable[[object], None]) -> int: #
     sys.stdout.flush()
     return status or 0
 
+# %% ../nbs/appendix/command_line.ipynb #5e1a7e23
+def print_anyhow(error: UnicodeEncodeError) -> tuple[str|bytes, int]: # what to print, and where to go on
+    "An error handler of codecs: bytes of a file's name as they are, other letters as numbers."
+    error.end = error.start + 1
+    known = '\udc80' <= error.object[error.start] <= '\udcff'
+    return codecs.lookup_error('surrogateescape' if known else 'backslashreplace')(error)
+
+def open_streams() -> None:
+    """Open the null device where the process was started without standard input, output or error.
+
+    Else a file that is opened later takes the number, and what a library prints is written into that file.
+    No letter makes printing fail.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)            # takes the lowest number that is free
+            os.set_inheritable(handle, handle == number)       # as standard streams are
+            setattr(sys, name, open(handle, 'w' if number else 'r', encoding='utf-8'))
+    codecs.register_error('print_anyhow', print_anyhow)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):                     # not in a notebook
+            stream.reconfigure(errors='print_anyhow')
+
 # %% ../nbs/appendix/command_line.ipynb #37ba0823
 def check_working_folder() -> None:
     "FileNotFoundError if the folder in which the process runs has been removed."
@@ -111,6 +135,7 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
         if len(line) > LONGEST_LINE: # it repeats a value of any length
             line = f'{line[:2*LONGEST_LINE//3]} ... {line[-LONGEST_LINE//3:]}'
         print(f'icecube-nb {argv[0] if argv else ""}: {line}', file=sys.stderr)
+    open_streams()
     try:
         check_working_folder()
         with memory_errors():

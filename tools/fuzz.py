@@ -19,6 +19,7 @@ import resource
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 import traceback
@@ -42,7 +43,7 @@ MADE = {                             # command -> what it may change, because it
     'train': ('run', 'run2', 'past/run'), 'stack': ('stack', 'past/stack'), 'show': ('page.html',),
     'predict': ('submission.csv', 'ensemble.csv', 'ensemble.parquet', 'dump', 'dump2', 'past/dump'),
     'ensemble': ('ensemble', 'past/ensemble'), 'export': ('run/checkpoints', 'run2/checkpoints'),
-    'evaluate': (), 'bundle': ('bundle', 'past/bundle')}
+    'evaluate': (), 'bundle': ('bundle', 'past/bundle'), 'skymap': ('map.fits',)}
 CACHES = ('data/packed', 'past/data/packed', 'cache', 'new')  # what any command may write
 
 
@@ -83,8 +84,9 @@ def make_base(base: Path) -> None:
     command('predict', '--data', 'data', '--run', 'ensemble', '--out', 'ensemble.csv', '--device', 'cpu')
     event = int(pd.read_parquet('data/test_meta.parquet')['event_id'][3])
     command('show', event, '--data', 'data', '--out', 'page.html')
-    with contextlib.suppress(ImportError, ValueError):
-        main(['export', '--run', 'run'])
+    for optional in (['export', '--run', 'run'],                         # needs packages that may be missing
+                     ['skymap', str(event), *'--data data --run run --nside 8 --out map.fits'.split()]):
+        main(optional)
     with tarfile.open(ROOT/'nbs/appendix/samples/version_0_1.tar.xz') as archive:
         archive.extractall(base/'past', filter='data')
     make_tables(base)
@@ -413,8 +415,26 @@ def judge_line(task: dict, status: int, lines: list[str], printed: str) -> list[
 
 # ---- many attempts ----
 
+def pick_seed(work: Path, kind: str, results: Path|None) -> int: # `attempts` or `readers`
+    "That of the newest record here, which goes on; else one that no round in the results has."
+    here = sorted(work.glob(f'{kind}-*.jsonl'), key=lambda path: path.stat().st_mtime)
+    if here:
+        return int(here[-1].stem.rpartition('-')[2])
+    rounds = json.loads(results.read_text())['rounds'] if results and results.is_file() else []
+    return 1 + max((found['seed'] for found in rounds), default=0)
+
+
+def keep_round(results: Path, figures: dict) -> None:
+    "Write the figures of a round to a file of results, in the place of an earlier state of the same round."
+    rounds = json.loads(results.read_text())['rounds'] if results.is_file() else []
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+    figures = figures | {'commit': commit.stdout.strip()}
+    rounds = [found for found in rounds if found['seed'] != figures['seed']] + [figures]
+    results.write_text(json.dumps({'rounds': rounds}, indent=1) + '\n')
+
+
 def summary(records: list[dict], seed: int) -> dict:
-    "The figures for bench/results/fuzz.json."
+    "The figures of a round."
     by_command = defaultdict(Counter)
     for record in records:
         by_command[record['command']]['wrong' if record['wrong'] else record['outcome']] += 1
@@ -441,14 +461,16 @@ def main() -> int:
     "Attempts until the time is over; exit status 1 if something was wrong."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=60)
-    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--seed', type=int, help='default: goes on here, or takes a new one')
     parser.add_argument('--only', type=int, nargs='*', help='numbers of attempts')
     parser.add_argument('--show', action='store_true', help='print what the attempts printed')
     parser.add_argument('--work', type=Path, default=WORK)
-    parser.add_argument('--out', type=Path, help='write the figures to this file')
+    parser.add_argument('--out', type=Path, help='add the figures to this file')
     given = parser.parse_args()
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    if given.seed is None:
+        given.seed = pick_seed(work, 'attempts', given.out)
     base = work/'base'
     if not (base/'event').is_file():
         shutil.rmtree(base, ignore_errors=True)
@@ -481,7 +503,7 @@ def main() -> int:
         number += 1
     figures = summary(known, given.seed)
     if given.out:
-        given.out.write_text(json.dumps(figures, indent=1) + '\n')
+        keep_round(given.out, figures)
     print(json.dumps(figures['outcomes']), f'{figures["wrong"]} wrong')
     return int(figures['wrong'] > 0)
 

@@ -3,17 +3,25 @@
 The commands and their options are read from the parser itself, so a new option is tried without a change
 here. `USUAL` has a command line for each command that works on the files of `tools/fuzz.py`; `draw_arguments`
 changes some of its values, leaves some out and adds others, valid ones, borderline ones and hostile ones.
+
+    python tools/fuzz_arguments.py              names commands and options that are never tried
 """
 import random
+import sys
 import types
+import warnings
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from icecube_nb.cli import COMMANDS
-from icecube_nb.core.config import PRESETS, RANGES, Config
+from icecube_nb.core.config import CHOICES, PRESETS, RANGES, Config
+from icecube_nb.data.layouts import LAYOUTS
+from icecube_nb.physics.detector import DETECTORS
+from icecube_nb.physics.simulation_config import WORLDS
 
 BRIEF = ('model.width=16', 'model.layers=1', 'model.neck=16', 'train.epochs=1', 'train.batch_events=16',
          'data.max_pulses=32', 'train.validation_events=20')
@@ -38,6 +46,8 @@ USUAL = {                            # command -> option -> words; paths are tho
     'bundle': {'run': ['run'], 'out': ['new/bundle']},
     'show': {'event_id': ['EVENT'], 'data': ['data'], 'run': ['run'], 'out': ['new/page.html'],
              'device': ['cpu']},
+    'skymap': {'event_id': ['EVENT'], 'data': ['data'], 'run': ['run'], 'out': ['new/map.fits'],
+               'nside': ['8'], 'device': ['cpu']},
 }
 SECOND = ('train.optimiser=muon', 'train.average_decay=0.9', 'train.seed=1')   # of the run `run2`
 ALSO = {                             # command -> other usual command lines, by what is different
@@ -49,7 +59,8 @@ ALSO = {                             # command -> other usual command lines, by 
     'convert': [{'inputs': ['prometheus']}, {'inputs': ['icecube.db']}], 'check': [{'run': ['run']}],
     'stack': [{'out': ['stack']}], 'ensemble': [{'out': ['ensemble']}],
     'bundle': [{'ensemble': ['ensemble']}, {'out': ['bundle']}],
-    'show': [{'submission': ['submission.csv']}, {'out': ['page.html']}], 'runs': [{'folder': ['past']}]}
+    'show': [{'submission': ['submission.csv']}, {'out': ['page.html']}], 'runs': [{'folder': ['past']}],
+    'skymap': [{'head': ['classes']}, {'nside': ['4'], 'out': ['map.fits']}]}
 WEIGHTS = {'demo': 0.3, 'gpu': 0.3, 'export': 0.15, 'bundle': 1, 'ensemble': 2, 'train': 3, 'predict': 6}
 VALID = {                            # option -> words that may be right
     'run': [['run'], ['run2'], ['ensemble'], ['past/run'], ['past/ensemble']], 'long_run': [['run2']],
@@ -61,13 +72,17 @@ VALID = {                            # option -> words that may be right
     'data': [['data']], 'geometry': [['data/sensor_geometry.csv']], 'ice': [['ice.txt']],
     'inputs': [['plain'], ['prometheus'], ['icecube.db'], ['plain/pulses.csv', 'plain/truth.csv']],
     'test_events': [['5']], 'pulses': [['pulses']], 'columns': [['time=time', 'x=x']],
-    'layout': [['plain'], ['icecube'], ['prometheus'], ['nubench'], ['auto'], ['graphnet-prometheus']],
+    'layout': [['auto'], *([name] for name in LAYOUTS)],
     'direction': [['from'], ['to']], 'decode': [['published'], ['mean_vector']],
     'answer': [['vector'], ['classes']], 'precision': [['fp32'], ['bf16'], ['fp16'], ['auto']],
     'engine': [['onnxruntime'], ['openvino'], ['torch']],
     'device': [['cpu'], ['auto'], ['cuda'], ['cuda:1'], ['cpu,cpu']], 'preset': [[name] for name in PRESETS],
     'presets': [['tiny'], ['small']], 'attention': [['auto'], ['padded'], ['sdpa'], ['varlen']],
-    'array': [['icecube86'], ['nine_strings'], ['pone_triangle']], 'world': [['standard'], ['other']],
+    'array': [[name] for name in DETECTORS], 'world': [[name] for name in WORLDS],
+    'format': [['csv'], ['parquet'], ['events']], 'turns': [['2'], ['3'], ['6']],
+    'max_pulses': [['16'], ['64']], 'head': [['classes'], ['vector'], ['mixture']],
+    'nside': [['1'], ['4'], ['1024']], 'more_data': [['past/data']], 'session_minutes': [['0.05'], ['5']],
+    'pack_space': [['100MB'], ['1 GB'], ['1B']], 'owner': [['somebody']], 'name': [['my-bundle']],
     'batches': [['1'], ['2', '3'], ['4'], ['1', '2', '3']], 'workers': [['1'], ['2']], 'minutes': [['0.01']],
     'out': [['new/out.csv'], ['new/out.parquet'], ['new/folder'], ['new/out.html']], 'epochs': [['1']],
     'offset_m': [['1', '2', '3']], 'seconds': [['0.1']], 'events': [['4']],
@@ -92,6 +107,7 @@ class Option:
     "What the parser knows about an option."
     name: str
     kind: type                       # Path, int, float, str or bool
+    flags: tuple[str, ...]           # its names on the command line
     many: int                        # 0: one word; -1: as many as come; else so many
     positional: bool
     needed: bool
@@ -112,7 +128,9 @@ def options_of(command: str) -> list[Option]:
             parts = get_args(kind)
             many, kind = (-1 if parts[-1] is ... else len(parts)), parts[0]
         positional = any(mark is tyro.conf.Positional or 'Positional' in repr(mark) for mark in marks)
-        found.append(Option(option.name, kind, many, positional, option.default is MISSING))
+        aliases = [alias for mark in marks for alias in getattr(mark, 'aliases', None) or ()]
+        flags = (f'--{option.name.replace("_", "-")}', *aliases)
+        found.append(Option(option.name, kind, flags, many, positional, option.default is MISSING))
     return found
 
 
@@ -126,6 +144,7 @@ def draw_setting(rng: random.Random) -> str:
               'attention', '3', '5', '0.1']
     if name in RANGES:
         values += [repr(limit) for limit in RANGES[name]]*3
+    values += [*CHOICES.get(name, ())]*3
     return f'{name}={rng.choice(values)}' if rng.random() < .97 else name
 
 
@@ -168,7 +187,7 @@ def draw_arguments(rng: random.Random, command: str, calm: bool # only what is u
                 chosen = None
         if chosen is None:
             continue
-        flag = '--' + option.name.replace('_', '-')
+        flag = rng.choice(option.flags)
         if option.kind is bool:
             words.append([rng.choice((flag, '--no-' + flag[2:]))])
         elif option.positional:
@@ -183,3 +202,32 @@ def draw_arguments(rng: random.Random, command: str, calm: bool # only what is u
             words.append([rng.choice(('--nothing', '-h', '--help', '-', 'more'))])
     flat = [*front, *(word for group in words for word in group)]
     return [command, *flat], bool(LONG & {word.rpartition('=')[2] for word in flat})
+
+
+# ---- is everything tried? ----
+
+def parser_flags(command: str) -> set[str]: # such as {'--out', '--help'}
+    "The flags that the parser of a command takes."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)             # tyro has nothing else for it
+        parser = tyro.extras.get_parser(COMMANDS[command], config=(tyro.conf.OmitArgPrefixes,))
+    return {flag for action in parser._actions for flag in action.option_strings if flag.startswith('--')}
+
+
+def never_tried(lines: int = 1000) -> list[str]: # of each command
+    "Commands and options that the parser knows and that are not drawn."
+    import fuzz
+    tables = {'USUAL of tools/fuzz_arguments.py': USUAL, 'MADE of tools/fuzz.py': fuzz.MADE}
+    found = [f'the command {name} has no line in {table}: write one'
+             for table, known in tables.items() for name in COMMANDS if name not in known]
+    rng = random.Random(0)
+    for command in USUAL:
+        drawn = {word for _ in range(lines) for word in draw_arguments(rng, command, calm=False)[0]}
+        found += [f'{command} {flag} is never tried' for flag in sorted(parser_flags(command) - drawn)]
+        found += [f'{command} {option.name} is never tried' for option in options_of(command)
+                  if option.positional and option.name not in USUAL[command]]
+    return found
+
+
+if __name__ == '__main__':
+    print(*never_tried(), sep='\n', end='')

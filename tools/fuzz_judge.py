@@ -11,10 +11,10 @@ from icecube_nb.core.outputs import MARKER
 
 
 def option(words: list[str], name: str) -> str | None:
-    "The last value of an option, as the parser takes it."
-    found = None
+    "The last value of an option, as the parser takes it; `--run` has another name, for torchrun."
+    found, names = None, (name, '--run-folder') if name == '--run' else (name,)
     for at, word in enumerate(words[:-1]):
-        if word == name:
+        if word in names:
             found = words[at + 1]
     return found
 
@@ -60,6 +60,21 @@ def judge_predict(task: dict, folder: Path) -> list[str]:
     return found
 
 
+def judge_skymap(words: list[str]) -> list[str]:
+    "A map of probabilities over the whole sky, in the asked resolution."
+    from astropy.io import fits
+    path = Path(os.path.expanduser(option(words, '--out') or f'event_{words[1]}.fits'))
+    if not path.is_file():
+        return [] if path.exists() else ['there is no map']
+    with fits.open(path) as file:
+        probability, nside = file[1].data['PROB'], file[1].header['NSIDE']
+    found = [] if len(probability) == 12*nside**2 else ['the map has not 12 nside^2 pixels']
+    if not (probability >= 0).all() or abs(probability.sum() - 1) > 1e-6:
+        found.append(f'the probabilities sum to {probability.sum()}')
+    asked = option(words, '--nside')
+    return found if asked is None or int(asked) == nside else [*found, f'nside is {nside}']
+
+
 def judge(task: dict, folder: Path) -> list[str]:
     "What is wrong with the result of a command that ended well."
     command, words = task['command'], task['words']
@@ -95,6 +110,8 @@ def judge(task: dict, folder: Path) -> list[str]:
     if command == 'show':
         page = Path(option(words, '--out') or f'event_{words[1]}.html')
         return [] if page.exists() else ['there is no page']
+    if command == 'skymap':
+        return judge_skymap(words)
     if command == 'runs' and not printed.strip():
         return ['it says nothing']
     return []

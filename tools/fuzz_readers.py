@@ -159,12 +159,14 @@ def main() -> int:
     "Attempts until the time is over; exit status 1 if something was wrong."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=5)
-    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--seed', type=int, help='default: goes on here, or takes a new one')
     parser.add_argument('--work', type=Path, default=fuzz.WORK)
     parser.add_argument('--only', type=int, nargs='*')
-    parser.add_argument('--out', type=Path, help='write the figures to this file')
+    parser.add_argument('--out', type=Path, help='add the figures to this file')
     given = parser.parse_args()
     work = given.work.resolve()
+    if given.seed is None:
+        given.seed = fuzz.pick_seed(work, 'readers', given.out)
     fuzz.warm_up()
     place, record = work/'reading', work/f'readers-{given.seed}.jsonl'
     for number in given.only or ():
@@ -204,9 +206,10 @@ def main() -> int:
     for line in records:
         by_reader[line['reader']]['wrong' if line['wrong'] else line['outcome']] += 1
     figures = {'seed': given.seed, 'attempts': len(records), 'wrong': sum(bool(r['wrong']) for r in records),
+               'minutes': round(sum(r['seconds'] for r in records)/60, 1),
                'by_reader': {name: dict(sorted(by_reader[name].items())) for name in sorted(by_reader)}}
     if given.out:
-        given.out.write_text(json.dumps(figures, indent=1) + '\n')
+        fuzz.keep_round(given.out, figures)
     print(figures['attempts'], 'attempts,', figures['wrong'], 'wrong')
     return int(figures['wrong'] > 0)
 

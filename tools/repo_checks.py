@@ -64,9 +64,11 @@ LAYERS = [
     ['physics.angles'],
     ['core.outputs', 'core.arrow_files'],
     ['core.config', 'core.progress', 'core.storage', 'core.cpu_workers', 'core.device_arrays'],
+    ['old_names'],                      # looks names up in all others, when they are asked for
 ]
 LAYER_OF = {module: -number for number, modules in enumerate(LAYERS) for module in modules}
 WITHOUT_TORCH = [
+    'old_names',
     'core.config',
     'core.outputs',
     'core.arrow_files',
@@ -392,6 +394,17 @@ def gpu_bench(root: Path) -> list[str]:
     return []
 
 
+def fuzz(root: Path) -> list[str]:
+    "`make fuzz` tries every command and every option that the parser knows"
+    script = root/'tools'/'fuzz_arguments.py'
+    if not script.exists():
+        return []
+    done = subprocess.run([sys.executable, str(script)], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        return [f'tools/fuzz_arguments.py failed: {last_line(done.stderr)}']
+    return done.stdout.splitlines()
+
+
 def prose_numbers(root: Path) -> list[str]:
     "An error in radians that the text names stands in an output of its notebook, or has a source"
     import prose_numbers as numbers                                     # tools/prose_numbers.py
@@ -442,5 +455,5 @@ def _notebook_text(path: Path) -> Iterator[str]:
 
 CHECKS = {'export': export, 'clean': clean, 'as-run': as_run, 'size': size, 'readme': readme,
           'layers': layers, 'no-torch': no_torch, 'imports': imports, 'style': style, 'links': links,
-          'gpu-bench': gpu_bench, 'kaggle': kaggle, 'sdist': sdist, 'columns': columns, 'words': words,
-          'prose-numbers': prose_numbers}
+          'gpu-bench': gpu_bench, 'fuzz': fuzz, 'kaggle': kaggle, 'sdist': sdist, 'columns': columns,
+          'words': words, 'prose-numbers': prose_numbers}

@@ -165,6 +165,8 @@ CASES = [                           # the check, what its fault must name, the b
     ('imports', 'fastcore', add(MODULE, 'from fastcore.basics import patch\n')),
     ('imports', 'import *', add(MODULE, 'from math import *\n')),
     ('gpu-bench', 'no card today', add('bench/gpu.py', 'raise SystemExit("no card today")\n')),
+    ('fuzz', 'no line in USUAL', add('tools/fuzz_arguments.py', 'print("skymap has no line in USUAL")\n')),
+    ('fuzz', 'no words today', add('tools/fuzz_arguments.py', 'raise SystemExit("no words today")\n')),
     ('sdist', 'settings.ini is not in', both(add('setup.py', SETUP), track)),
     ('kaggle', 'constraints-kaggle.txt', add(f'{repo_checks.PACKAGE}/kaggle.py', 'x = 1\n')),
     ('columns', '00a_angles', add_cell('#' * (repo_checks.MAX_COLUMNS + 1))),

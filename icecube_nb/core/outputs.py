@@ -29,7 +29,10 @@ def expand(path: str|Path) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f'the name {os.fsencode(path)!r} is no UTF-8; rename it') from None
+        name = os.fsencode(path)
+        with suppress(UnicodeDecodeError):
+            raise ValueError(f'the locale has no letters for {name.decode()!a}; set LC_ALL=C.UTF-8') from None
+        raise ValueError(f'the name {name!r} is no UTF-8; rename it') from None
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -29,7 +29,7 @@ from .convert_events import (MEANINGS, SCHEMA, DirectionCheck, Rows, Sensors, re
                                             read_places, rows_of)
 from .layouts import (SQLITE, EventChunk, Layout, Source, Table, database, event_chunks,
                                      find_sources, quoted, tables_of, whole_numbers)
-from ..physics.detector import ICE_FILE, read_ice
+from ..physics.detector import ICE_FILE, check_distances, read_ice
 
 # %% ../../nbs/appendix/convert.ipynb #2ba65478
 @dataclass
@@ -237,6 +237,7 @@ def write_detector(folder: Path, sensors: Sensors, offset_m: tuple[float, float,
                    ice: Path|None) -> None:
     "The sensors and, where it is given, the ice."
     table = pd.DataFrame(sensors.places + np.array(offset_m), columns=list('xyz'))
+    check_distances(table, f'{folder}: places of the pulses')
     table.insert(0, 'sensor_id', np.arange(len(table)))
     with written_whole(folder/'sensor_geometry.csv') as part:
         table.to_csv(part, index=False)
@@ -371,7 +372,7 @@ def convert(inputs: Iterable[Path], # files and folders, see `layouts.find_sourc
     options = Options(direction or used.direction, events_per_batch, test_share,
                       read_test_events(test_events, used))
     folder = check_folder(out, 'converted data set', inputs=[*inputs, *truth, *others, test_events])
-    given = np.zeros((0, 3)) if geometry is None else read_places(geometry, used)
+    given = np.zeros((0, 3)) if geometry is None else read_places(geometry, used, offset_m)
     if ice is not None:
         read_ice(ice)                                             # raises for a bad one
     expected = sum(count_rows(table) for table in {source.truth for source in sources} if table)

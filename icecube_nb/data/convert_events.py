@@ -21,7 +21,7 @@ from .competition import time_order
 from .layouts import EventChunk, Layout, Source, Table, arrow_batches, as_floats, tables_of
 from ..inference.evaluate import line_fit
 from ..physics.angles import angle_between, direction_from_angles
-from ..physics.detector import MAX_SENSORS, check_geometry
+from ..physics.detector import MAX_SENSORS, check_distances, check_geometry
 
 # %% ../../nbs/appendix/convert_events.ipynb #611ba492
 SAME_SENSOR_M = 0.02             # places that are one sensor
@@ -90,7 +90,9 @@ def nearest_of(sensors: Sensors, place: np.ndarray # (3,) m
     return found[int(far_m.argmin())] if far_m.min() <= sensors.limit_m else None
 
 # %% ../../nbs/appendix/convert_events.ipynb #c79362d9
-def read_places(path: Path, layout: Layout) -> np.ndarray: # (S, 3) m, by the number of the sensor
+def read_places(path: Path, layout: Layout,
+                offset_m: tuple[float, float, float] = (0., 0., 0.) # that will be added
+    ) -> np.ndarray: # (S, 3) m, by the number of the sensor
     "The sensors of a geometry table, CSV or parquet, whose columns are those of the layout, or x, y, z."
     table, = tables_of(path)
     possible = (layout.x, layout.y, layout.z), ('x', 'y', 'z')
@@ -103,7 +105,9 @@ def read_places(path: Path, layout: Layout) -> np.ndarray: # (S, 3) m, by the nu
     found.columns = [*'xyz', *numbered]
     if not numbered:
         found['sensor_id'] = np.arange(len(found))
-    return check_geometry(found, str(path))[['x', 'y', 'z']].to_numpy()
+    places = check_geometry(found, str(path), anywhere=True)[['x', 'y', 'z']]
+    check_distances(places + offset_m, str(path))
+    return places.to_numpy()
 
 def read_columns(table: Table, columns: list[str]) -> dict[str, np.ndarray]: # (N,) float64 each
     "Some columns of a file, whole."

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'COLUMNS', 'SQLITE', 'FILES', 'FIRST_KEY', 'NESTED_ROWS', 'Layout', 'rename_columns', 'Table', 'database',
-           'quoted', 'parquet_columns', 'tables_of', 'reading_csv', 'holds_pulses', 'holds_truth', 'find_layout',
-           'Source', 'input_files', 'choose_pulses', 'truth_for', 'find_sources', 'whole_numbers', 'sqlite_pieces',
-           'as_floats', 'arrow_batches', 'file_pieces', 'field_of', 'nested_pieces', 'at_events', 'truth_pieces',
-           'Truth', 'EventChunk', 'check_values', 'check_angles_known', 'whole_chunk', 'check_once', 'event_chunks']
+           'quoted', 'parquet_columns', 'tables_of', 'holds_pulses', 'holds_truth', 'find_layout', 'Source',
+           'input_files', 'choose_pulses', 'truth_for', 'find_sources', 'whole_numbers', 'sqlite_pieces', 'as_floats',
+           'arrow_batches', 'file_pieces', 'field_of', 'nested_pieces', 'at_events', 'truth_pieces', 'Truth',
+           'EventChunk', 'check_values', 'check_angles_known', 'whole_chunk', 'check_once', 'event_chunks']
 
 # %% ../../nbs/appendix/layouts.ipynb #6b1563b9
 import re
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..core.arrow_files import open_checked
+from ..core.arrow_files import open_checked, reading_csv
 from ..core.storage import reason_of
 from .competition import reading
 
@@ -137,14 +137,6 @@ def tables_of(path: Path) -> list[Table]:
         if columns.count(name) > 1:
             raise ValueError(f'{path} has the column {name} twice; take one away')
     return [Table(path, re.sub(r'_\d+$', '', path.stem), columns)]
-
-@contextmanager
-def reading_csv(path: Path) -> Iterator[None]:
-    "ValueError for a file that is no CSV."
-    try:
-        yield
-    except (pa.ArrowException, OSError) as e:
-        raise ValueError(f'{path} cannot be read as CSV ({reason_of(e)}); write it again') from None
 
 # %% ../../nbs/appendix/layouts.ipynb #afb4cbe3
 def holds_pulses(layout: Layout, table: Table) -> bool:

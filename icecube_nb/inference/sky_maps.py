@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_NSIDE', 'MAPS', 'need_healpix', 'pixel_directions', 'choose_nside', 'SkyMap', 'circle_area', 'vector_map',
-           'class_map', 'mixture_map', 'answer_map', 'fits_bytes', 'write_sky_map']
+           'class_map', 'mixture_map', 'answer_map', 'fits_text', 'fits_bytes', 'write_sky_map']
 
 # %% ../../nbs/appendix/sky_maps.ipynb #0845b6dc
 import io
@@ -109,6 +109,10 @@ def answer_map(answers: dict[str, np.ndarray], # of `answer_events` with `dump`,
     return SkyMap(probability/probability.sum(), radii, azimuth, zenith)
 
 # %% ../../nbs/appendix/sky_maps.ipynb #adb7f864
+def fits_text(text: str) -> str:
+    "Text as a FITS header takes it: printable ASCII, other letters escaped."
+    return ''.join(c if c.isprintable() else '?' for c in text.encode('ascii', 'backslashreplace').decode())
+
 def fits_bytes(sky: SkyMap, event_id: int, run: str, head: str) -> bytes:
     "A FITS file with one table, as HEALPix readers want it."
     from astropy.io import fits
@@ -117,7 +121,7 @@ def fits_bytes(sky: SkyMap, event_id: int, run: str, head: str) -> bytes:
     entries = {'PIXTYPE': 'HEALPIX', 'ORDERING': 'NESTED', 'NSIDE': sky.nside, 'FIRSTPIX': 0,
                'LASTPIX': len(sky.probability) - 1, 'INDXSCHM': 'IMPLICIT',
                'COORDSYS': ('DETECTOR', 'longitude azimuth, latitude 90 deg - zenith'),
-               'OBJECT': (str(event_id), 'event'), 'RUN': run, 'HEAD': head,
+               'OBJECT': (str(event_id), 'event'), 'RUN': fits_text(run), 'HEAD': head,
                'AZIMUTH': (sky.azimuth_rad, '[rad] of the answer'), 'ZENITH': (sky.zenith_rad, '[rad]')}
     for share, radius, area in zip(SHARES, sky.radii, sky.areas()):
         percent = f'{100*share:.0f}'
@@ -136,14 +140,14 @@ def write_sky_map(path: str|Path, # the .fits file to write
                   event_id: int, # of a test event
                   run: str|Path, # of a single network
                   head: str|None = None, # a key of `MAPS`; None: the first of them that the run has
-                  nside: int|None = None, # a power of two; None: by the claimed uncertainty
+                  nside: int|None = None, # a power of two up to `MOST_NSIDE`; None: by the claimed error
                   device: str = 'auto', other_detector: bool = False
     ) -> tuple[Path, SkyMap]:
     "Answer one test event and write its map, whole or not at all; errors name what is missing."
     need_healpix()
     output = check_file(path, 'skymap', [data, run], ('.fits',))
-    if nside is not None and (nside < 1 or nside & (nside - 1)):
-        raise ValueError(f'--nside is {nside}; it must be a power of two, such as 64')
+    if nside is not None and (not 1 <= nside <= MOST_NSIDE or nside & (nside - 1)):
+        raise ValueError(f'--nside is {nside}; it must be a power of two, from 1 to {MOST_NSIDE:,}')
     predictor = load_predictor(run, device)
     heads = [name for name in MAPS if name in predictor.config.model.outputs]
     head = head or (heads or ['?'])[0]
@@ -158,5 +162,5 @@ def write_sky_map(path: str|Path, # the .fits file to write
     sensors = sensors_of_run(prepared, predictor.config.data)
     sky = answer_map(answer_events(predictor, packed, rows, sensors, dump=True), predictor, head, nside)
     with output.written() as part:
-        part.write_bytes(fits_bytes(sky, event_id, Path(run).name, head))
+        part.write_bytes(fits_bytes(sky, event_id, Path(run).resolve().name, head))
     return output.path, sky

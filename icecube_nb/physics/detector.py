@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT_M_PER_NS', 'REFRACTIVE_INDEX', 'POSITION_UNIT_M', 'TIME_UNIT_NS', 'CENTRED_POSITION_UNIT_M',
-           'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'CORRECTIONS', 'DEFAULT_DETECTOR', 'DETECTORS', 'SAME_PLACE_M',
-           'ICE_FILE', 'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_geometry', 'read_geometry', 'parse_column',
-           'read_table', 'read_notes', 'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table',
-           'recognise_detector', 'sensor_efficiency', 'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text',
-           'describe_ice', 'ice_at_depth', 'robust_scale', 'sensor_features']
+           'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'FARTHEST_M', 'CORRECTIONS', 'DEFAULT_DETECTOR', 'DETECTORS',
+           'SAME_PLACE_M', 'ICE_LENGTHS_M', 'ICE_FILE', 'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_distances',
+           'check_geometry', 'read_geometry', 'parse_column', 'read_table', 'read_notes', 'sensors_of_strings',
+           'Detector', 'find_detector', 'geometry_table', 'recognise_detector', 'sensor_efficiency', 'ice_table',
+           'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'describe_ice', 'ice_at_depth', 'robust_scale',
+           'sensor_features']
 
 # %% ../../nbs/00b_detector.ipynb #9e380578
 import hashlib
@@ -32,12 +33,28 @@ TIME_UNIT_NS = 3e4                      # of the feature time
 CENTRED_POSITION_UNIT_M = 200.0         # of the features centred_x, centred_y, centred_z
 CENTRED_TIME_UNIT_NS = 1e3              # of the features centred_time and delay
 
-# %% ../../nbs/00b_detector.ipynb #70db2693
+# %% ../../nbs/00b_detector.ipynb #5e1a7e30
 MAX_SENSORS = 2**15     # a packed pulse keeps the sensor in 15 bits
+FARTHEST_M = 1e5        # from the origin: a hundred times the radius of any neutrino telescope
 
+def check_distances(
+    geometry: pd.DataFrame, # columns x, y, z [m]
+    name: str, # what to call it in an error
+) -> None:
+    "ValueError for a sensor that is farther from the origin than `FARTHEST_M`."
+    places = geometry[['x', 'y', 'z']]
+    far = (places.abs() > FARTHEST_M).to_numpy().any(1)                                         # (S,)
+    if far.any():
+        row = int(np.argmax(far))
+        raise ValueError(f'{name}, sensor {row}: {places.iloc[row].to_dict()} is more than '
+                         f'{FARTHEST_M/1000:g} km away ({far.sum()} such sensors): give metres from the '
+                         "detector's centre; `convert --offset-m` moves all sensors")
+
+# %% ../../nbs/00b_detector.ipynb #70db2693
 def check_geometry(
     geometry: pd.DataFrame, # columns sensor_id, x, y, z [m], in any order; others are dropped
     name: str = 'geometry', # what to call it in an error
+    anywhere: bool = False, # however far from the origin
 ) -> pd.DataFrame: # (S, 4) sorted by sensor_id, which is 0..S-1
     "A geometry with its rows in order, or a ValueError that says what to mend."
     columns = ['sensor_id', 'x', 'y', 'z']
@@ -60,6 +77,8 @@ def check_geometry(
         row = int(np.argmax(wrong))
         raise ValueError(f'{name}: sensor_id {numbers.sensor_id[row]:g} stands where {row} is due: '
                          f'number the sensors 0 to {len(numbers) - 1}, each once')
+    if not anywhere:
+        check_distances(numbers, name)
     return numbers.astype({'sensor_id': 'int64'})
 
 # %% ../../nbs/00b_detector.ipynb #b2767958
@@ -220,6 +239,8 @@ def ice_table(
     return find_detector(name).ice().copy()
 
 # %% ../../nbs/00b_detector.ipynb #d88731b4
+ICE_LENGTHS_M = 1e-3, 1e6       # shortest and longest scattering or absorption length that is believed
+
 def check_ice(
     ice: pd.DataFrame | None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
     name: str = 'ice', # what to call it in an error
@@ -234,11 +255,13 @@ def check_ice(
     rows = numbers.sort_values('depth').to_numpy()                                  # (R, 3)
     if len(rows) == 0:
         raise ValueError(f'{name} has no rows: give at least one depth')
-    bad = ~np.isfinite(rows).all(1) | (rows[:, 1:] <= 0).any(1) | (np.diff(rows[:, 0], prepend=-np.inf) <= 0)
+    lengths, least, most = rows[:, 1:], *ICE_LENGTHS_M
+    bad = ~np.isfinite(rows).all(1) | ~((lengths >= least) & (lengths <= most)).all(1)
+    bad |= (np.abs(rows[:, 0]) > FARTHEST_M) | (np.diff(rows[:, 0], prepend=-np.inf) <= 0)
     if bad.any():
         at = int(np.argmax(bad))
         raise ValueError(f'{name} at depth {rows[at, 0]:g} is {rows[at, 1:].tolist()}: '
-                         'give each depth once, with finite lengths above 0 m')
+                         f'give each depth [m] once, with lengths from {least:g} to {most:g} m')
     return rows
 
 # %% ../../nbs/00b_detector.ipynb #7d11f449

@@ -22,8 +22,8 @@ import numpy as np
 from safetensors.numpy import load, load_file, save
 
 from ..core.config import Config, DataConfig, from_json, to_json
-from ..core.storage import (MOST_JSON, file_checksum, folder_written_whole, raise_if_out_of_memory,
-                                     read_json, read_note, read_regular)
+from ..core.storage import (MOST_JSON, file_checksum, folder_written_whole, need_memory,
+                                     raise_if_out_of_memory, read_json, read_note, read_regular)
 from ..data.competition import folder_ice, split_train_meta
 from ..data.prepare import Prepared, prepare
 from ..data.record import SAMPLED_FILES, describe_unlike, read_record
@@ -179,6 +179,7 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
     "Read the last checkpoint of `run`; errors as of `read_checkpoint`; FileNotFoundError if it is gone."
     folder = find_checkpoint(run)
+    need_memory(512, f'a network such as {folder}')
     try:
         return read_checkpoint(folder)
     except (OSError, ValueError):

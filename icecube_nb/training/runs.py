@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.outputs import check_folder
-from ..core.storage import remove_leftovers, temporary_name, written_whole
+from ..core.storage import need_memory, remove_leftovers, temporary_name, written_whole
 from .checkpoints import read_config
 
 # %% ../../nbs/appendix/runs.ipynb #80a4ca65
@@ -69,7 +69,8 @@ def is_run(folder: Path) -> bool:
 def check_run(run: str|Path, # folder to train in
               start_from: str|Path|None = None # another run, which is not to be changed
     ) -> Path: # the folder, links followed
-    "Whether a training may write into a folder; errors name it and the mend."
+    "Whether a training may write into a folder, and has memory to begin; errors name the mend."
+    need_memory(512, 'training')
     return check_folder(run, 'run', is_run, [start_from])
 
 # %% ../../nbs/appendix/runs.ipynb #90fb9efc
