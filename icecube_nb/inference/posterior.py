@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CELL_POINTS', 'NEAR', 'ROWS', 'PIECE', 'BY_NUMPY', 'LEAST_LOG', 'STEPS', 'STRETCH', 'LOOK', 'neighbours_together',
            'SkyCells', 'tile_middles', 'sky_cells', 'SkyGrid', 'alike', 'class_tables', 'folded_zenith', 'in_place',
-           'grid_probabilities', 'CellMaps', 'gather_cells', 'cell_of', 'near_field', 'cosines', 'angle_of',
-           'mean_angles', 'pull_of', 'map_medians', 'grid_answers']
+           'grid_probabilities', 'CellMaps', 'gather_cells', 'cell_of', 'near_points', 'near_field', 'cosines',
+           'angle_of', 'mean_angle', 'mean_angles', 'pull_of', 'map_medians', 'grid_answers']
 
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970003
 import sys
@@ -84,6 +84,7 @@ class SkyGrid:
         self.near, self.of_tile = self.numbers(cells.near), self.numbers(cells.of_tile)
         of_cells = self.near[:, :, None]*self.size + torch.arange(self.size, device=self.device)
         self.near_points = of_cells.flatten(1)                                              # (K, NEAR*n)
+        self.counting = torch.arange(max(PIECE.values()), device=self.device)
         self.near_places = self.points[self.near_points].transpose(1, 2).contiguous()       # (K, 3, NEAR*n)
         self.classes = [[self.numbers(c[order]) for c in (s.azimuth_class, s.zenith_class)] for s in skies]
         self.log_widths = [[self.tensor(np.log(w)) for w in s.widths] for s in skies]
@@ -147,32 +148,36 @@ def in_place(values: torch.Tensor, # contiguous
 
 def grid_probabilities(grid: SkyGrid,
                        tables: list[tuple[torch.Tensor, torch.Tensor]], # of `class_tables`
-                       vector: torch.Tensor # (3, b) weighted sum of the vectors
-    ) -> tuple[torch.Tensor, torch.Tensor]: # (P, b) sums to 1; (b,) entropy
+                       vector: torch.Tensor, # (3, b) weighted sum of the vectors
+                       room: torch.Tensor # (2, P*b or more) is overwritten, and holds what is returned
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # (P, b) maps, in units of (b,); entropy (b,)
     "The posterior map of some events, and how wide it is."
-    log_p = grid.points @ vector                                                            # (P, b)
+    P, b = len(grid.points), vector.shape[1]
+    log_p, p = (part[:P*b].view(P, b) for part in room)
+    torch.mm(grid.points, vector, out=log_p)
     for table, place in tables:
-        log_p.add_(table.index_select(0, place))
-    log_p.sub_(log_p.amax(0)).clamp_min_(LEAST_LOG)
-    p = in_place(log_p.clone(), np.exp, torch.exp_)
+        log_p.add_(torch.index_select(table, 0, place, out=p))
+    log_p.sub_(log_p.amax(0))
+    in_place(torch.clamp_min(log_p, LEAST_LOG, out=p), np.exp, torch.exp_)
     total = p.sum(0)
-    entropy = total.log() - log_p.mul_(p).sum(0)/total
-    return p.div_(total), entropy
+    return p, total, total.log() - log_p.mul_(p).sum(0)/total
 
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970109
 class CellMaps(NamedTuple):
     "Posterior maps of b events, point by point and cell by cell."
-    p: torch.Tensor      # (P, b) of each point
-    mass: torch.Tensor   # (K, b) of each cell
+    p: torch.Tensor      # (P, b) of each point, in units of `total`
+    total: torch.Tensor  # (b,)
+    mass: torch.Tensor   # (K, b) probability of each cell
     place: torch.Tensor  # (K, 3, b) the cell's mean position, divided by the root of its length
 
-def gather_cells(grid: SkyGrid, p: torch.Tensor # (P, b)
+def gather_cells(grid: SkyGrid, p: torch.Tensor, total: torch.Tensor # (P, b), (b,)
     ) -> CellMaps:
     "Add up the points of each cell."
     moments = torch.bmm(grid.moments, p.view(grid.cells, grid.size, -1))                    # (K, 4, b)
     mass, first = moments[:, 0].contiguous(), moments[:, 1:]
-    scale = first.square().sum(1).sqrt_().mul_(mass).rsqrt_()       # 1/(m |x|^1/2), where `first` is m x
-    return CellMaps(p, mass, first*scale[:, None])
+    length = (first[:, 0]*first[:, 0]).addcmul_(first[:, 1], first[:, 1]).addcmul_(first[:, 2], first[:, 2])
+    scale = length.sqrt_().mul_(mass).rsqrt_()                      # 1/(m |x|^1/2), where `first` is m x
+    return CellMaps(p, total, mass.div_(total), first.mul_(scale[:, None]))
 
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970111
 def cell_of(grid: SkyGrid, direction: torch.Tensor # (..., 3) unit vectors
@@ -183,17 +188,21 @@ def cell_of(grid: SkyGrid, direction: torch.Tensor # (..., 3) unit vectors
     column = ((turn % 2)*ROWS).long().clamp_(0, 2*ROWS - 1)
     return grid.of_tile[row*(2*ROWS) + column]
 
-def near_field(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor # (b, C, 3)
-    ) -> tuple[torch.Tensor, torch.Tensor]: # places (b, C, 3, N), weights (b, C, N)
-    "Around each direction: the points, and their cells with weights below zero."
-    cell = cell_of(grid, direction)                                                         # (b, C)
-    (b, C), near = cell.shape, grid.near[cell].flatten(1)                                   # (b, C*NEAR)
-    p = maps.p.T.gather(1, grid.near_points[cell].flatten(1))
+def near_points(grid: SkyGrid, maps: CellMaps, cell: torch.Tensor # (b,) of a direction
+    ) -> tuple[torch.Tensor, torch.Tensor]: # places (b, 3, N), probabilities (b, N)
+    "The points around a direction."
+    point = grid.near_points.index_select(0, cell).mul_(len(cell)).add_(grid.counting[:len(cell), None])
+    p = maps.p.view(-1).index_select(0, point.view(-1)).view(point.shape)       # as `gather`, but faster
+    return grid.near_places.index_select(0, cell), p.div_(maps.total[:, None])
+
+def near_field(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor # (b, 3)
+    ) -> tuple[torch.Tensor, torch.Tensor]: # places (b, 3, N), weights (b, N)
+    "Around a direction: the points, and their cells with weights below zero."
+    cell = cell_of(grid, direction)                                                         # (b,)
+    near, (place, p) = grid.near.index_select(0, cell), near_points(grid, maps, cell)
     mass = maps.mass.T.gather(1, near)
-    place = maps.place.permute(2, 1, 0).gather(2, near[:, None].expand(-1, 3, -1))          # (b, 3, C*NEAR)
-    place = place.view(b, 3, C, -1).transpose(1, 2)
-    return (torch.cat([grid.near_places[cell], place], -1),
-            torch.cat([p.view(b, C, -1), mass.neg_().view(b, C, -1)], -1))
+    of_cells = maps.place.permute(2, 1, 0).gather(2, near[:, None].expand(-1, 3, -1))       # (b, 3, NEAR)
+    return torch.cat([place, of_cells], -1), torch.cat([p, mass.neg_()], -1)
 
 def cosines(place: tuple[torch.Tensor, ...], direction: tuple[torch.Tensor, ...] # x, y, z of each
     ) -> torch.Tensor:
@@ -206,14 +215,23 @@ def angle_of(cosine: torch.Tensor # is changed
     "The angle, in place of its cosine."
     return in_place(cosine.clamp_(-1, 1), np.arccos, torch.acos_)
 
+def mean_angle(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor, # (b, 3)
+               cell: torch.Tensor # (b,) of the direction
+    ) -> torch.Tensor: # (b,) rad
+    "The angle that each map expects of one direction: `expected_angles`."
+    xyz = direction.T.contiguous()                                                          # (3, b)
+    far = angle_of(cosines(maps.place.unbind(1), xyz.unbind(0))).mul_(maps.mass)            # (K, b)
+    of_near_cells = far.gather(0, grid.near.index_select(0, cell).T)                        # (NEAR, b)
+    place, p = near_points(grid, maps, cell)
+    near = angle_of(cosines(place.unbind(1), xyz[:, :, None].unbind(0))).mul_(p)            # (b, N)
+    return far.sum(0).sub_(of_near_cells.sum(0)).add_(near.sum(1))
+
 def mean_angles(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor # (b, C, 3)
     ) -> torch.Tensor: # (b, C) rad
-    "The angle that each map expects of each direction: `expected_angles`."
-    place, weight = near_field(grid, maps, direction)
-    near = angle_of(cosines(place.unbind(2), direction[..., None].unbind(2))).mul_(weight).sum(-1)
-    columns = direction.permute(1, 2, 0).contiguous()                                       # (C, 3, b)
-    far = [angle_of(cosines(maps.place.unbind(1), each)).mul_(maps.mass).sum(0) for each in columns]
-    return near.add_(torch.stack(far, 1))
+    "The same for several directions."
+    cells = cell_of(grid, direction)                                                        # (b, C)
+    pairs = zip(direction.unbind(1), cells.unbind(1))
+    return torch.stack([mean_angle(grid, maps, each, cell) for each, cell in pairs], 1)
 
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970113
 STEPS, STRETCH = 5, 1.5 # of the iteration; each step is so many times as long as Weiszfeld's
@@ -234,7 +252,7 @@ def map_medians(grid: SkyGrid, maps: CellMaps, start: torch.Tensor # (b, 3)
     softly = torch.tensor(1 + np.pi/len(grid.points), device=grid.device)       # a quarter of a point's area
     for step in range(STEPS):
         if step in LOOK:
-            place, weight = (values[:, 0] for values in near_field(grid, maps, direction[:, None]))
+            place, weight = near_field(grid, maps, direction)
         near = pull_of(place.unbind(1), direction[..., None].unbind(1), weight, softly, 1)
         far = pull_of(maps.place.unbind(1), direction.T.contiguous().unbind(0), maps.mass, softly, 0)
         pull = torch.stack([a + b for a, b in zip(near, far)], 1)
@@ -254,11 +272,12 @@ def grid_answers(grid: SkyGrid, heads: list[tuple[np.ndarray, np.ndarray]], vect
     piece, medians, found = PIECE[grid.device.type], [], []
     tables, weights = class_tables(grid, heads), grid.pool.weights[len(heads):]
     vector = grid.tensor(sum(w*np.asarray(v, np.float32) for w, v in zip(weights, vectors)).T)  # (3, B)
+    room = torch.empty(2, len(grid.points)*min(piece, len(candidates)), device=grid.device)
     for start in range(0, len(candidates), piece):
         rows = slice(start, start + piece)
         of_piece = [(table[:, rows].contiguous(), place) for table, place in tables]
-        p, entropy = grid_probabilities(grid, of_piece, vector[:, rows].contiguous())
-        maps, directions = gather_cells(grid, p), grid.tensor(candidates[rows])             # (b, C, 3)
+        p, total, entropy = grid_probabilities(grid, of_piece, vector[:, rows].contiguous(), room)
+        maps, directions = gather_cells(grid, p, total), grid.tensor(candidates[rows])      # (b, C, 3)
         angles = mean_angles(grid, maps, directions[:, :-2])
         angles = torch.cat([angles, np.pi - angles[:, :1], np.pi - angles[:, -1:]], 1)      # (b, C)
         best = directions[torch.arange(len(directions)), angles.argmin(1)]
