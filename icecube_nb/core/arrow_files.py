@@ -38,7 +38,7 @@ def checksum(about: dict[str, str], # what else the header says
 # %% ../../nbs/appendix/arrow_files.ipynb #9e0176f3
 def column_arrays(name: str, column: pa.Array
     ) -> dict[str, np.ndarray]: # {name: (B,) or (B, n)}; of lists {'offsets': (B+1,), name: (N,) or (N, n)}
-    "A column as numpy arrays, without a copy where the type allows; ValueError for offsets that do not fit."
+    "A column as numpy arrays, without a copy where possible. Raises ValueError for offsets that do not fit."
     if pa.types.is_large_list(column.type):
         offsets = column.offsets.to_numpy()
         values = column_arrays(name, column.values)
@@ -71,25 +71,25 @@ def write_arrow(path: Path, # the file to be made
 
 # %% ../../nbs/appendix/arrow_files.ipynb #fa200012
 def integer_at(data: memoryview, at: int, size: int = 4, signed: bool = False) -> int:
-    "A number of an Arrow file."
+    "Read an integer from the bytes of an Arrow file."
     return int.from_bytes(data[at:at + size], 'little', signed=signed)
 
 def table_field(data: memoryview, table: int, number: int # where a flatbuffers table starts; of the field
     ) -> int|None: # where the field lies; None if the table has none
-    "Look a field of a table up."
+    "Find a field of a flatbuffers table."
     fields = table - integer_at(data, table, signed=True)
     place = 4 + 2*number
     offset = integer_at(data, fields + place, 2) if place < integer_at(data, fields, 2) else 0
     return table + offset if offset else None
 
 def follow(data: memoryview, at: int) -> int:
-    "Where the table or list lies that the field at `at` names."
+    "Follow the offset at `at` to the table or list that it points to."
     return at + integer_at(data, at)
 
 CONTINUATION = 0xFFFFFFFF        # before the length of a message, in all but old files
 
 def is_compressed(path: Path) -> bool: # a whole Arrow file
-    "Whether a record batch in the file is compressed; no batch is opened."
+    "Whether a record batch in the file is compressed. No batch is opened."
     data = memoryview(pa.memory_map(str(path)).read_buffer())
     footer = data[:len(data) - 10][-integer_at(data, len(data) - 10):]        # its length, then 'ARROW1'
     blocks = table_field(footer, follow(footer, 0), 3)
@@ -104,7 +104,7 @@ def is_compressed(path: Path) -> bool: # a whole Arrow file
     return compressed
 
 def holds_numbers(kind: pa.DataType) -> bool:
-    "Whether a column is made of numbers or truth values, or of lists of them."
+    "Whether a column holds numbers or booleans, or lists of them."
     if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return holds_numbers(kind.value_type)
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
@@ -113,10 +113,10 @@ def holds_numbers(kind: pa.DataType) -> bool:
 def map_arrow(path: Path, # a file of `write_arrow`
               schema: pa.Schema|None = None # the columns that it must have; None takes any
     ) -> tuple[dict[str, str], dict[str, np.ndarray]]: # header; name to array, views of the file
-    "Map a table into memory; its bytes are not checked."
+    "Map a table into memory. Its bytes are not checked. Raises ValueError for other columns."
     file = pa.ipc.open_file(pa.memory_map(str(path)))
     if schema is not None and not file.schema.equals(schema):
-        raise ValueError('its columns are others')
+        raise ValueError('its columns are not the expected ones')
     if not all(holds_numbers(field.type) for field in file.schema):
         raise ValueError('some columns hold no numbers')
     if is_compressed(path):
@@ -132,13 +132,13 @@ def map_arrow(path: Path, # a file of `write_arrow`
 # %% ../../nbs/appendix/arrow_files.ipynb #b2ed9796
 @lru_cache(maxsize=4096)
 def _check_state(path: Path, size: int, mtime_ns: int, inode: int) -> None:
-    "Check all bytes of a file; the later arguments tell one state of the file from another."
+    "Check all bytes of a file. The other arguments tell one state of the file from another."
     about, arrays = map_arrow(path)
     if about.get('checksum') != checksum(about, arrays.values()):
-        raise ValueError('its checksum is another: some bytes have changed')
+        raise ValueError('its checksum does not match: some bytes have changed')
 
 def check_bytes(path: Path) -> None:
-    "ValueError if a file of `write_arrow` is not as it was written; each state of it is checked once."
+    "Raise ValueError if a file of `write_arrow` has changed. Each state of a file is checked once."
     info = path.stat()
     _check_state(path, info.st_size, info.st_mtime_ns, info.st_ino)
 
@@ -146,7 +146,7 @@ def check_bytes(path: Path) -> None:
 def named_error(path: Path, # of the file
                 what: str, mend: str # what it should be; what to do if it is not
     ) -> Iterator[None]:
-    "Turn whatever goes wrong with a file of `write_arrow` into one ValueError that names the file."
+    "Turn any error of reading a file of `write_arrow` into one ValueError that names the file."
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
@@ -156,7 +156,7 @@ def named_error(path: Path, # of the file
 
 # %% ../../nbs/appendix/arrow_files.ipynb #fa200019
 class ByteReader:
-    "Numbers as Thrift's compact protocol writes them; ValueError for what is none."
+    "Reads numbers as Thrift's compact protocol writes them. Raises ValueError for other bytes."
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
 
@@ -168,7 +168,7 @@ class ByteReader:
         return self.data[self.at - size:self.at]
 
     def natural(self) -> int:
-        "A number of up to 64 bits in groups of seven, the lowest first."
+        "An unsigned integer of up to 64 bits, in groups of seven bits, the lowest first."
         value = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]
@@ -178,7 +178,7 @@ class ByteReader:
         raise ValueError('its footer holds a number of too many bytes')
 
     def integer(self) -> int:
-        "A number with a sign, which is the lowest bit."
+        "A signed integer, whose lowest bit is the sign."
         number = self.natural()
         return number >> 1 ^ -(number & 1)
 
@@ -186,7 +186,7 @@ class ByteReader:
 MOST_DEPTH = 20        # of lists and structs in each other; parquet needs ten
 
 class CompactReader(ByteReader):
-    "Values of the protocol: numbers, bytes, lists, and structs as dictionaries by number of the field."
+    "Reads values of the protocol: numbers, bytes, lists, and structs as dictionaries by field number."
     def __init__(self, data: bytes):
         super().__init__(data)
         self.depth = 0
@@ -196,7 +196,7 @@ class CompactReader(ByteReader):
             9: self.items, 10: self.items, 12: self.struct}
 
     def value(self, kind: int) -> bool|int|bytes|list|dict:
-        "A value of the kind that Thrift gives this number."
+        "A value of the type with this number in Thrift."
         if kind not in self.readers:
             raise ValueError(f'its footer holds a value of the unknown kind {kind}')
         self.depth += 1
@@ -207,7 +207,7 @@ class CompactReader(ByteReader):
         return found
 
     def items(self) -> list|bytes:
-        "A list; one of truth values is a byte each."
+        "A list. A list of booleans comes as bytes, one for each."
         head = self.take(1)[0]
         count, kind = head >> 4, head & 15
         count = self.natural() if count == 15 else count
@@ -224,13 +224,13 @@ class CompactReader(ByteReader):
         return fields
 
 # %% ../../nbs/appendix/arrow_files.ipynb #285d07a9
-MOST_VALUES = 10_000_000           # of a column, that are read without a look at the size of the file
-MOST_UNPACKED = 1 << 30            # bytes, likewise
-MOST_TIMES = 100                   # a file may unpack to so many times its size
+MOST_VALUES = 10_000_000           # of a column, allowed for a file of any size
+MOST_UNPACKED = 1 << 30            # bytes, allowed for a file of any size
+MOST_TIMES = 100                   # a file may unpack to this many times its size
 FIXED_LENGTH = 7                   # parquet's number for texts of one length
 
 def parquet_footer(path: Path) -> dict: # by the numbers of the fields in parquet.thrift
-    "The footer of a parquet file; ValueError if it has none."
+    "The footer of a parquet file. Raises ValueError if it has none."
     with open(path, 'rb') as file:
         size = file.seek(0, 2)
         file.seek(max(size - 8, 0))
@@ -250,14 +250,14 @@ def unpacked_sizes(footer: dict) -> tuple[list[int], int]: # values of each colu
         for number, (chunk, width) in enumerate(zip(group[1], widths, strict=True)):
             about = chunk[3]
             if min(about[5], about[6], width) < 0:              # it could hide a large number
-                raise ValueError('its footer counts less than nothing')
+                raise ValueError('its footer has a negative count')
             values[number] += about[5]
             unpacked += max(about[6], about[5]*width)
     return values, unpacked
 
 # %% ../../nbs/appendix/arrow_files.ipynb #fa20001b
 def check_unpacked(path: Path) -> None: # a parquet file
-    "ValueError for a file that unpacks to far more than its size; only its footer is read."
+    "Raise ValueError for a file that unpacks to far more than its size. Only its footer is read."
     try:
         footer, size = parquet_footer(path), path.stat().st_size
         values, unpacked = unpacked_sizes(footer)
@@ -279,7 +279,7 @@ def text_columns(file: pq.ParquetFile) -> list[str]:
 
 def open_checked(path: Path # a parquet file, perhaps from a stranger
     ) -> pq.ParquetFile: # nothing read yet but the footer; equal texts will be kept once
-    "Open a parquet file; ValueError if it unpacks to far more than its size."
+    "Open a parquet file. Raises ValueError if it unpacks to far more than its size."
     options = {'memory_map': True, 'pre_buffer': False, 'page_checksum_verification': True}
     file = pq.ParquetFile(path, **options)
     check_unpacked(path)
@@ -289,7 +289,7 @@ def open_checked(path: Path # a parquet file, perhaps from a stranger
 # %% ../../nbs/appendix/arrow_files.ipynb #fa200018
 def plain_column(column: pd.Series # of categories
     ) -> pd.Series: # of numbers, or of objects: equal texts are one
-    "A column without categories."
+    "Turn a column of categories into a column of plain values."
     names = column.cat.categories
     values = names.to_numpy() if names.dtype.kind in 'iufb' else names.to_numpy(object)
     codes = column.cat.codes.to_numpy()
@@ -301,7 +301,7 @@ def read_frame(path: str|Path, # a parquet file
                columns: list[str]|None = None, # None: all
                filters: list[tuple]|None = None # of `pyarrow.parquet.read_table`
     ) -> pd.DataFrame: # with numpy columns; an index of the file is a column
-    "Read a parquet file; FileNotFoundError or ValueError names it."
+    "Read a parquet file. Raises FileNotFoundError or ValueError, which name it."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; name a file that does')

@@ -33,10 +33,10 @@ class ModelConfig:
     outputs: tuple[str, ...] = ('classes', 'vector') # heads that answer, names of `network.heads.HEADS`
     # `gelu_tanh` as published; `gelu` is exact and cheaper on a CPU; `squared_relu`
     activation: str = 'gelu_tanh'
-    rotary: bool = False           # attention turns queries and keys by each pulse's time and place
-    qk_norm: bool = False          # attention brings queries and keys to one length first
+    rotary: bool = False           # attention rotates queries and keys by each pulse's time and place
+    qk_norm: bool = False          # attention normalises queries and keys first
     event_summary: bool = False    # add the event's line fit, centre and extent to the pooled vector
-    # what a block adds starts at zero: last matrices of attention and of its MLP
+    # a block adds nothing at the start: the last matrices of attention and MLP are zero
     zero_projections: bool = False
     mix_input: bool = False        # a block begins with a*x + b*input, and learns the two numbers
     mixture_components: int = 4    # von Mises-Fisher distributions of the head `mixture`
@@ -53,8 +53,8 @@ class DataConfig:
     legacy_qe: bool = False        # mark one high-efficiency sensor less, as the published code did
     pulse_budget: int = 0          # most pulses of a forward pass; 0 = what the card's memory holds
     mixed_files: int = 4           # batch files that are open together, so that their events are mixed
-    turns: bool = False            # train on events turned by 0, 60, ... 300 degrees, drawn anew each epoch
-    mirrors: bool = False          # train on events of which half, drawn anew each epoch, are mirrored
+    turns: bool = False            # rotate training events by 0, 60, ... 300 degrees, drawn anew each epoch
+    mirrors: bool = False          # mirror half of the training events, drawn anew each epoch
     ice: str = ''                  # table of the ice it learned with, from the data folder; empty = IceCube's
     own_ice: bool = False          # True for a run on several arrays: each is described by its folder's ice
 
@@ -81,31 +81,31 @@ class TrainConfig(ComputeConfig):
     max_lr: float = 2e-4           # peak learning rate
     batch_events: int = 384        # events in one batch
     accumulate: int = 1            # batches in one optimiser step
-    microbatch_pulses: int = 2048  # on a CPU, split a batch into parts of about so many; 0 = do not split
+    microbatch_pulses: int = 2048  # on a CPU, split a batch into parts of about this size; 0 = do not split
     epochs: int = 650              # passes over `files_per_epoch` files; a budget of minutes overrides it
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's averaging of gradient and squared gradient
     optimiser: str = 'adamw'       # `adamw`; `muon` for the matrices of the encoder, AdamW for the rest
     muon_lr_factor: float = 20.0   # Muon's learning rate as a multiple of the schedule's
-    weight_decay: float = 1e-5     # of AdamW, on the weights of Linear layers only
-    muon_weight_decay: float = 0.0  # of Muon's matrices; falls to none over the run
-    muon_variance: float = 0.0     # memory of the size of the rows of Muon's step, divided out; 0 = off
+    weight_decay: float = 1e-5     # weight decay of AdamW, on Linear weights only
+    muon_weight_decay: float = 0.0  # weight decay of Muon's matrices; falls to zero over the run
+    muon_variance: float = 0.0     # memory of the mean size of rows that Muon's step is divided by; 0 = off
     schedule: str = 'one_cycle'    # of the learning rate: `one_cycle`, `flat_then_decay`
     pct_start: float = 0.15        # share of the run in which the learning rate rises
-    warm_up_steps: int = 0         # `flat_then_decay`: steps of the rise, within `pct_start`; 0 = all that
+    warm_up_steps: int = 0         # `flat_then_decay`: steps of the rise, if less than `pct_start`; 0 = off
     decay_share: float = 0.3       # `flat_then_decay`: share of the run, at its end, in which the rate falls
     div_factor: float = 2.0        # the learning rate starts at max_lr divided by this
     final_div_factor: float = 10.0  # and ends at its starting value divided by this
-    batch_growth: tuple[str, ...] = () # `share:times`; 0.5:2 = after half the run twice the events a step
+    batch_growth: tuple[str, ...] = () # `share:times`; 0.5:2 = twice the events a step after half the run
     clip_value: float = 0.5        # clip each number of the gradient to plus or minus this; 0 = off
     smoothing_bins: int = 15       # classes over which the target class is smoothed, an odd number
     smoothing_sigma: float = 3.0   # width of that Gaussian, in classes
-    losses: tuple[str, ...] = ()   # what a step sums, `name:weight`; empty = the loss of every head, weight 1
-    late_losses: tuple[str, ...] = () # what a step sums at the end of the run; empty = as before
+    losses: tuple[str, ...] = ()   # `name:weight` of each term of the loss; empty = that of every head, 1
+    late_losses: tuple[str, ...] = () # the same at the end of the run; empty = no change
     late_share: float = 0.1        # share of the run, at its end, in which `late_losses` hold
-    seed: int = 0                  # of the initial weights, the shuffling and the choice of pulses
+    seed: int = 0                  # seed of initial weights, shuffling and choice of pulses
     clip_norm: float = 0.0         # clip the gradient to this norm before `clip_value`; 0 = off
-    average_decay: float = 0.0     # running mean of the weights that answers, 0.999 = of 1,000 steps; 0 = off
-    average_tail: float = 0.0      # mean of all steps of this last share of the run, instead; 0 = off
+    average_decay: float = 0.0     # answer with running mean of the weights; 0.999 = of 1,000 steps, 0 = off
+    average_tail: float = 0.0      # or with the mean over this last share of the run; 0 = off
 
 # %% ../../nbs/appendix/config.ipynb #9380053a
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ LATE_LOSSES = ('class_angle_loss:1', 'angle_loss:1', # the metric: second place 
                'bin_loss:0.05', 'vector_loss:0.05')  # a little of the densities, which ensembles read
 
 def medium() -> Config: # 5.1 million parameters
-    "Four passes over the competition's events in some hours on one GPU; minutes of it train on a laptop."
+    "Four passes over the competition's events in a few hours on one GPU. A laptop can train it for minutes."
     model = ModelConfig(
         features='nearby:auxiliary=64',         # the 12 of `deep` lose light of large tracks
         width=128, heads=4,                     # heads of 32 numbers, as in `deep`
@@ -216,14 +216,14 @@ PRESETS = {'tiny': tiny, 'laptop': laptop, 'deep': deep, 'small': small, 'full':
 
 def preset(name: str # a key of `PRESETS`
     ) -> Config:
-    "The preset called `name`; ValueError lists the names there are."
+    "The preset called `name`. Raises a ValueError that lists the names."
     if name not in PRESETS:
         raise ValueError(f'no preset {name!r}; choose one of {", ".join(PRESETS)}')
     return PRESETS[name]()
 
 # %% ../../nbs/appendix/config.ipynb #9e452799
 def _cast(old, value, key: str):
-    "`value` as the type of `old`; ValueError names `key` when it cannot be."
+    "Convert `value` to the type of `old`. Raises a ValueError that names `key` if that fails."
     try:
         if isinstance(old, bool):
             if value in (True, 'true', 'True', '1'):
@@ -242,7 +242,7 @@ def _cast(old, value, key: str):
         raise ValueError(f'{key} must be {type(old).__name__} like {old!r}, not {value!r}') from None
 
 # %% ../../nbs/appendix/config.ipynb #d6e8e606
-MOST = 1 << 31                     # of any count
+MOST = 1 << 31                     # largest value of any count
 RANGES = {                         # smallest and largest value of each number
     'model.width': (1, 1 << 16), 'model.heads': (1, 1024), 'model.layers': (0, 1024),
     'model.neck': (1, 1 << 20),
@@ -270,12 +270,12 @@ MOST_WEIGHTS = 1 << 31             # of a network, 8 GB in fp32
 
 # %% ../../nbs/appendix/config.ipynb #cbcc4068
 def check_number(name: str, value: float, least: float, most: float) -> None:
-    "ValueError for a number outside its range; NaN is outside of every range."
+    "Raise ValueError for a number outside its range. NaN is outside every range."
     if not least <= value <= most:
         raise ValueError(f'{name} must lie in {least:g} to {most:g}, not {value!r}')
 
 def check_config(config: Config) -> Config: # the same
-    "ValueError for the first setting that is out of its range, or does not go with another one."
+    "Raise ValueError for the first setting that is out of range or does not go with another one."
     for name, (least, most) in RANGES.items():
         group, _, field_name = name.partition('.')
         value = getattr(getattr(config, group), field_name)
@@ -291,7 +291,7 @@ def check_config(config: Config) -> Config: # the same
 # %% ../../nbs/appendix/config.ipynb #03ba5c58
 def batch_growth(train: TrainConfig
     ) -> list[tuple[float, int]]: # share of the run from which on, and times the events
-    "What `train.batch_growth` says, in order; ValueError for something else."
+    "The entries of `train.batch_growth` in order. Raises ValueError for anything else."
     found = []
     for entry in train.batch_growth:
         share, _, times = entry.partition(':')
@@ -309,7 +309,7 @@ def batch_growth(train: TrainConfig
 
 # %% ../../nbs/appendix/config.ipynb #03ba5c59
 def check_together(config: Config) -> None:
-    "ValueError for settings that are fine one by one but not together."
+    "Raise ValueError for settings that are valid one by one but not together."
     model, train = config.model, config.train
     if len(train.betas) != 2:
         raise ValueError(f'train.betas takes two numbers such as 0.9,0.95, not {train.betas!r}')
@@ -330,7 +330,7 @@ def check_together(config: Config) -> None:
 
 def check_minutes(minutes: float|None # None: no budget of time
     ) -> None:
-    "ValueError for a budget of time that makes no sense."
+    "Raise ValueError for a time that is not a number above 0."
     if minutes is not None and not (0 < minutes < math.inf):
         raise ValueError(f'minutes must be a number above 0, not {minutes!r}')
 
@@ -338,7 +338,7 @@ def check_minutes(minutes: float|None # None: no budget of time
 def override(config: Config, # where to start from
              settings: dict[str, object] # dotted name to value, e.g. {'train.max_lr': 1e-3}
     ) -> Config: # a new config; `config` is unchanged
-    "Change single settings by their dotted names; ValueError for one that does not exist, fit or make sense."
+    "Change single settings by their dotted names. Raises ValueError for an unknown name or a wrong value."
     for key, value in settings.items():
         group, _, name = key.partition('.')
         part = getattr(config, group, None)
@@ -352,7 +352,7 @@ def override(config: Config, # where to start from
 CONFIG_VERSION = 1
 
 def to_json(config: Config) -> str: # indented JSON text with a `version`
-    "Write `config` as text; it speaks of ice only if that is not IceCube's, or not that of one array."
+    "Write `config` as text, without `data.ice` and `data.own_ice` where they have their default values."
     given = asdict(config)
     for name in ('ice', 'own_ice'):
         if not given['data'][name]:
@@ -360,7 +360,7 @@ def to_json(config: Config) -> str: # indented JSON text with a `version`
     return json.dumps({'version': CONFIG_VERSION, **given}, indent=2)
 
 # %% ../../nbs/appendix/config.ipynb #413b49da
-# settings that were called otherwise in configs written before 28 November 2026
+# older names of settings, in configs written before 28 November 2026
 RENAMED_SETTINGS = {'train.part_pulses': 'train.microbatch_pulses',
                     'train.muon_scale': 'train.muon_lr_factor'}
 
@@ -380,7 +380,7 @@ def current_settings(settings: dict[str, object] # dotted name to value, as a fi
 def from_json(text: str, # what `to_json` wrote
               source: str = 'config' # named in errors: the file's path
     ) -> Config:
-    "Read a config; ValueError for broken text, a later version or an unknown setting."
+    "Read a config. Raises ValueError for broken text, a later version or an unknown setting."
     try:
         given = json.loads(text)
         version = given.pop('version')
@@ -407,9 +407,9 @@ def from_json(text: str, # what `to_json` wrote
 
 # %% ../../nbs/appendix/config.ipynb #b13c2b5b
 def cache_folder() -> Path: # not created here
-    "$ICECUBE_CACHE_DIR, or `.cache/icecube_nb` in the home folder; read when called, not at import."
+    "The cache folder: $ICECUBE_CACHE_DIR, or `.cache/icecube_nb` in the home folder. Read at each call."
     try:
         return Path(os.environ.get('ICECUBE_CACHE_DIR') or Path.home()/'.cache'/'icecube_nb').expanduser()
     except RuntimeError:                      # no HOME, and no entry for this user
-        raise ValueError('the home folder is not known; set ICECUBE_CACHE_DIR to a folder for data that are '
+        raise ValueError('the home folder is not known; set ICECUBE_CACHE_DIR to a folder for generated '
                          'made') from None

@@ -13,7 +13,7 @@ from torch import Tensor
 # %% ../../nbs/appendix/device_arrays.ipynb #fddd7e5e
 def to_device(array: np.ndarray, device: str|torch.device
     ) -> Tensor:
-    "Copy an array to a device without waiting for the copy; on the CPU the memory is shared."
+    "Copy an array to a device without waiting for the copy. On the CPU the memory is shared."
     array = array if array.flags.writeable else array.copy() # torch warns of memory that it must not change
     tensor, device = torch.from_numpy(array), torch.device(device)
     if device.type == 'cpu':
@@ -40,7 +40,7 @@ def true_rows(mask: Tensor, # (N,) bool
 
 def sort_integers(keys: Tensor # (N,) integer
     ) -> Tensor: # (N,) ascending
-    "Sorted keys."
+    "Sort integers."
     if keys.device.type == 'cpu':
         return torch.from_numpy(np.sort(keys.numpy()))
     return keys.sort().values

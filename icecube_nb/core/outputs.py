@@ -25,7 +25,8 @@ from .storage import TEMPORARY, claimed, file_checksum, read_note, writing, writ
 
 # %% ../../nbs/appendix/outputs.ipynb #80c27466
 def expand(path: str|Path) -> Path:
-    "Replace a leading `~` by the home folder; ValueError if it is not known, or for a name that is no text."
+    """Replace a leading `~` by the home folder.
+    Raises ValueError if that is unknown, or for a name that is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -43,7 +44,7 @@ MARKER = '.icecube-nb.json'      # the note in a folder that a command has begun
 
 def record_paths(folder: Path # of the CSV file
     ) -> list[Path]:
-    "The lists of the CSV files that were written: a line each, the command and a checksum."
+    "The lists of CSV files that commands wrote, with one line each: the command and a checksum."
     lists = [folder/'.icecube-nb.txt'] if (folder/MARKER).is_file() else []
     with suppress(OSError, ValueError, RuntimeError): # no home folder
         lists.append(cache_folder()/'outputs.txt')
@@ -81,7 +82,7 @@ def is_own_parquet(path: Path, command: str) -> bool:
     return metadata.get(MADE_BY) == f'icecube-nb {command}'.encode()
 
 def generator_tag(command: str) -> str:
-    "The tag by which a web page is recognised; it belongs into the first 1,000 bytes."
+    "The tag that marks a web page as ours. It must lie within the first 1,000 bytes."
     return f'<meta name="generator" content="icecube-nb {command}">'
 
 def is_own_page(path: Path, command: str) -> bool:
@@ -90,11 +91,11 @@ def is_own_page(path: Path, command: str) -> bool:
         return generator_tag(command).encode() in file.read(1000)
 
 def fits_creator(command: str) -> str:
-    "What the header of a FITS file says of who made it."
+    "The creator that the header of a FITS file names."
     return f'icecube-nb {command}'
 
 def is_own_fits(path: Path, command: str) -> bool:
-    "Whether the first header of a FITS file names the command; headers come in blocks of 2,880 bytes."
+    "Whether the first header of a FITS file names the command. Headers come in blocks of 2,880 bytes."
     with open(path, 'rb') as file:
         return f"CREATOR = '{fits_creator(command)}'".encode() in file.read(2880)
 
@@ -102,7 +103,7 @@ RECOGNISED = {'.csv': is_recorded, '.parquet': is_own_parquet, '.html': is_own_p
 
 # %% ../../nbs/appendix/outputs.ipynb #1ce713e9
 def refuse_inputs(path: Path, inputs: Iterable[str|Path|None]) -> None:
-    "ValueError if an output is an input of the same call, or a folder that holds one."
+    "Raise ValueError if an output is an input of the same call, or a folder that holds one."
     target = Path(os.path.realpath(path))
     for name in inputs:
         if name is None:
@@ -114,7 +115,7 @@ def refuse_inputs(path: Path, inputs: Iterable[str|Path|None]) -> None:
                              'name')
 
 def check_parent(path: Path) -> None:
-    "An error unless the folder of `path` is there and can be written to, or can be made."
+    "Raise an OSError unless the folder of `path` can be written to, or can be made."
     parent = path.parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
@@ -126,7 +127,7 @@ def check_parent(path: Path) -> None:
 
 # %% ../../nbs/appendix/outputs.ipynb #b54aa996
 def file_type(path: Path) -> str: # file, folder, pipe, device, other, or '' for nothing
-    "What `path` is, links followed; an error for a path that cannot be looked at."
+    "What `path` is, with links followed. Raises OSError for a path that cannot be looked at."
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -157,7 +158,7 @@ class OutputFile:
 
     @contextmanager
     def written(self) -> Iterator[Path]: # where to write
-        "Replace the file when its new content is complete, if the rule still allows it."
+        "Replace the file when its new content is complete, if it may still be replaced."
         if self.stream:
             with writing(self.path):
                 yield self.path
@@ -180,7 +181,7 @@ class OutputFile:
 COMPETITION_FILES = ('sample_submission', 'train_meta', 'test_meta', 'sensor_geometry') # without suffix
 
 def check_content(output: OutputFile) -> None:
-    "FileExistsError if there is a file that is neither empty nor made by the command before."
+    "Raise FileExistsError for a file that is neither empty nor written by the command."
     target = output.target
     if not target.exists() or not target.stat().st_size:
         return
@@ -208,7 +209,8 @@ def check_file(path: str|Path, # to be written
                inputs: Iterable[str|Path|None] = (), # of the same call
                suffixes: tuple[str, ...] = ('.csv', '.parquet') # of the formats that the command writes
     ) -> OutputFile:
-    "Whether a command may write this file, by the rule above; errors name the file and the mend."
+    """Check that a command may write this file: a new one, an empty one, or one that it wrote.
+    Errors name the file and the mend."""
     output = OutputFile(expand(path), command, False)
     kind = file_type(output.path)
     if kind == 'folder':
@@ -247,7 +249,8 @@ def check_folder(path: str|Path, # to be filled
                  recognise: Callable[[Path], bool]|None = None, # by content, a folder without the note
                  inputs: Iterable[str|Path|None] = () # of the same call, none of which may be in the folder
     ) -> Path: # the folder itself: what `path` names if it is a link
-    "Whether a command may write into this folder, by the rule above; errors name it and the mend."
+    """Check that a command may write into this folder: a new one, an empty one, or one of this kind.
+    Errors name the folder and the mend."""
     path = expand(path)
     there = file_type(path)
     if there not in ('', 'folder'):
@@ -269,11 +272,11 @@ def refuse_others(folder: Path, # a folder that will be replaced, if it is there
                   kind: str, # what it is
                   is_own: Callable[[str], bool] # told a file's path in the folder; whether it belongs there
     ) -> None:
-    "FileExistsError for a file that does not belong to the folder."
+    "Raise FileExistsError for a file that does not belong to the folder."
     for path in sorted(folder.rglob('*')):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and not is_own(name):
-            raise FileExistsError(f'{folder} also holds {name}, which is no part of the {kind}; move it '
+            raise FileExistsError(f'{folder} also holds {name}, which is not part of the {kind}; move it '
                                   'away, or choose another folder')
 
 # %% ../../nbs/appendix/outputs.ipynb #3ae2c1fd

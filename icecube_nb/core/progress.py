@@ -28,7 +28,7 @@ def room_for_comment(total: int, # steps
     return max(0, columns - 2*len(str(total)) - 44)
 
 def say_no_bar(label: str, error: Exception) -> None:
-    "Say that lines follow where a bar failed; nothing if its library is not installed."
+    "Say that lines follow because a bar failed. Says nothing if the library of the bar is not installed."
     if not isinstance(error, ModuleNotFoundError):
         print_line(f'{label}: no progress bar ({type(error).__name__}: {error}); lines instead')
 
@@ -62,7 +62,7 @@ class Progress:
         print_line(f'{text} {comment}'.rstrip(), self.out)
 
     def _move_bar(self, done: int, total: int, comment: str):
-        "Draw the bar, or move it; nothing for no work, or for a bar that is full."
+        "Draw the bar or move it. Does nothing if there is no work, or if the bar is full."
         if self.bar is None and total > 0:
             self.bar = self.make_bar(total)
             self.bar.update(0)
@@ -79,7 +79,7 @@ class Progress:
 # %% ../../nbs/appendix/progress.ipynb #df0712f6
 def print_line(line: str, out: TextIO|None = None # None: standard output
     ) -> None:
-    "Print a line at once; one that cannot be written is dropped."
+    "Print a line at once. A line that cannot be written is dropped."
     with suppress(OSError, ValueError):
         print(line, file=out or sys.stdout, flush=True)
 
@@ -91,7 +91,7 @@ def fastprogress_bar(total: int # steps
     return progress_bar(range(total), total=total)
 
 def in_notebook() -> bool:
-    "Is a Jupyter kernel listening?"
+    "Whether this code runs in a Jupyter kernel."
     try:
         from IPython import get_ipython
     except ImportError:
@@ -100,7 +100,7 @@ def in_notebook() -> bool:
 
 def is_terminal(stream: TextIO|None # None, or closed, where there is no output
     ) -> bool:
-    "Does somebody look at this stream?"
+    "Whether a stream is a terminal."
     try:
         return stream.isatty()
     except (AttributeError, ValueError):
@@ -128,5 +128,5 @@ def without_script() -> Iterator[None]:
         vars(main).update(hidden)
 
 def spawn_workers(workers: int) -> ProcessPoolExecutor:
-    "Processes that end with this one. Give them their work inside of `without_script`: that starts them."
+    "Processes that end with this one. Give them work inside `without_script`, because that starts them."
     return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), end_with_parent)

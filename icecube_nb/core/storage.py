@@ -33,7 +33,7 @@ import numpy as np
 
 # %% ../../nbs/appendix/storage.ipynb #28f15982
 def reason_of(error: BaseException) -> str: # one line
-    "The first line of an error's text; its kind if it has none."
+    "The first line of an error's text, or its type if it has none."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 ROOM_MB = 64                     # a library that has less may end in any way
@@ -53,7 +53,7 @@ OUT_OF_MEMORY = ('Cannot allocate memory', 'std::bad_alloc', "can't allocate mem
                  'Failed to launch worker thread')
 
 def raise_if_out_of_memory(error: BaseException) -> None:
-    "MemoryError if that is what an error says; libraries say it in their own ways, and no file is at fault."
+    "Raise MemoryError if an error says that memory ran out. Each library says so in its own way."
     text = str(error)
     if isinstance(error, MemoryError) and text.startswith('the memory is not enough'):
         raise error
@@ -65,7 +65,7 @@ def raise_if_out_of_memory(error: BaseException) -> None:
 # %% ../../nbs/appendix/storage.ipynb #28f15983
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    "Turn each way to say that the memory is not enough into a MemoryError with one line."
+    "Turn every out-of-memory error of a library into a MemoryError of one line."
     try:
         yield
     except Exception as error:
@@ -82,7 +82,7 @@ def need_memory(megabytes: int, use: str # such as `training`
                           'programs, or raise the limit (ulimit -v, ulimit -d)')
 
 class CannotWrite(OSError):
-    "One line that names the file or folder."
+    "A file or folder cannot be written. The text is one line that names it."
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f'{path} cannot be written ({reason}); free space or choose another folder')
@@ -103,7 +103,7 @@ def writing(path: Path # named in the error
         raise CannotWrite(path, e.strerror or reason_of(e)) from None
 
 # %% ../../nbs/appendix/storage.ipynb #86369459
-SUFFIX = '.icecube-nb.part'                    # of the temporary names of this package, and of nobody else's
+SUFFIX = '.icecube-nb.part'                    # of the temporary names of this package only
 TEMPORARY = re.compile(r'\.(?P<name>.+)-(?P<process>\d+)-[0-9a-f]{16}' + re.escape(SUFFIX))
 MAX_NAME_BYTES = 150                           # of the target's name; a file system allows 255 in all
 
@@ -145,7 +145,8 @@ def sync(path: Path # a file or folder
 @contextmanager
 def written_whole(path: Path # the file to be made; a link of this name is replaced, not followed
     ) -> Iterator[Path]: # an empty temporary file beside it, to write to
-    "Rename a temporary file to `path` on success; remove it on any error. Its mode follows the umask."
+    """Write to a temporary file, which is renamed to `path` on success and removed on any error.
+    Its mode follows the umask."""
     part = temporary_name(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0)
     with writing(path):
@@ -256,7 +257,8 @@ def failed_to_write(error: OSError, part: Path # a temporary folder
 def folder_written_whole(folder: Path, # to be made
                          replace: bool = False # replace the folder that is there; its owner has agreed
     ) -> Iterator[Path]: # an empty temporary folder beside it, to fill
-    "Rename a temporary folder to `folder` on success; remove it on any error. Modes follow the umask."
+    """Fill a temporary folder, which is renamed to `folder` on success and removed on any error.
+    Modes follow the umask."""
     part = temporary_name(folder)
     with writing(folder):
         make_parent(folder)
@@ -272,7 +274,7 @@ def folder_written_whole(folder: Path, # to be made
             put_in_place(part, folder, replace)
             sync(folder.parent)
     except CannotWrite as e:
-        inside = Path(e.path).is_relative_to(part)         # then its name there is of no use to anybody
+        inside = Path(e.path).is_relative_to(part)         # the user does not know the temporary name
         raise CannotWrite(folder/Path(e.path).relative_to(part), e.reason) if inside else e from None
     except OSError as e:
         if not failed_to_write(e, part):
@@ -318,14 +320,15 @@ def source_note(path: Path) -> dict[str, str]: # to be kept with what is made fr
 
 def is_unchanged(path: Path, note: Mapping # `source_note`, perhaps among other entries; older ones lack both
     ) -> bool:
-    "Whether a file is as it was noted: by its time, or if that is another (a copied folder), by its bytes."
+    """Whether a file is as it was noted: by its time, or by its bytes if the time differs, as in a copied
+    folder."""
     known = note.get('changed_ns')
     if known is None or known == str(changed_ns(path)):
         return True
     return note.get('source_checksum') == file_checksum(path)
 
 def is_moved(path: Path, note: Mapping) -> bool:
-    "Whether a file that is unchanged has another time, so that its note is worth being written again."
+    "Whether an unchanged file has another time, so that its note should be written again."
     return note.get('changed_ns') not in (None, str(changed_ns(path)))
 
 # %% ../../nbs/appendix/storage.ipynb #adcb8a9e
@@ -335,7 +338,8 @@ MOST_BYTES = 1 << 34               # of any file that is read into memory as a w
 def read_regular(path: Path, # perhaps from a stranger
                  most: int = MOST_BYTES
     ) -> bytes:
-    "The content of a file; ValueError for a pipe or a device, which may never end, or for too large a file."
+    """The content of a file.
+    Raises ValueError for one that is too large, or a pipe or device, which may never end."""
     info = os.stat(path)
     if not stat.S_ISREG(info.st_mode):
         raise ValueError(f'{path} is not a regular file; replace it by one')
@@ -346,14 +350,14 @@ def read_regular(path: Path, # perhaps from a stranger
 MOST_DIGITS = 40                   # of a whole number; no note of ours has more than 20
 
 def short_integer(digits: str) -> int:
-    "A whole number; ValueError for one that no other type of number can hold."
+    "Read a whole number. Raises ValueError for one with too many digits."
     if len(digits) > MOST_DIGITS:
         raise ValueError(f'a number of {len(digits)} digits')
     return int(digits)
 
 def read_json(path: Path # perhaps from a stranger
     ) -> object: # what it holds
-    "Read a JSON file; ValueError for what is no file, too large, too deeply nested or no JSON."
+    "Read a JSON file. Raises ValueError for one that is too large, nested too deeply or not JSON."
     content = read_regular(path, MOST_JSON)
     try:
         return json.loads(content, parse_int=short_integer)
@@ -374,12 +378,12 @@ def read_note(path: Path # a JSON file of ours
 # %% ../../nbs/appendix/storage.ipynb #6a1c0e68
 def check_archive(path: Path # of `torch.save`, perhaps from a stranger
     ) -> None:
-    "ValueError for what is no zip archive, or one that unpacks to more than its size."
+    "Raise ValueError for a file that is not a zip archive, or that unpacks to more than its size."
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, RecursionError) as e:
-        raise ValueError(f'it is no archive of torch.save: {e}') from None
+        raise ValueError(f'it is not an archive of torch.save: {e}') from None
     unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > size:
         raise ValueError(f'it unpacks {size:,} bytes to {unpacked:,}')
@@ -397,7 +401,8 @@ def rewrite_note(path: Path, note: dict, # where it is, and what it says
 def folders_with(name: str, # of a file
                  root: str|Path
     ) -> list[Path]: # sorted
-    "The folders at and below `root` that hold a file of this name; links are followed, each folder once."
+    """The folders at and below `root` that hold a file of this name.
+    Links are followed, and each folder counts once."""
     found, seen = [], set()
     for place, folders, names in os.walk(root, followlinks=True):
         folders.sort()
@@ -426,7 +431,7 @@ def lock_handle(folder: Path # that is there
 def locked(folder: Path, # made if it is not there
            progress: Callable[[int, int, str], None]|None = None # called if there is a wait
     ) -> Iterator[bool]: # whether this process is alone there
-    "One process at a time; on systems or file systems without such locks, as many as come."
+    "Let one process at a time work in a folder. Where the system has no such locks, all may."
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     handle, alone = lock_handle(folder), False
@@ -446,10 +451,11 @@ def locked(folder: Path, # made if it is not there
 
 # %% ../../nbs/appendix/storage.ipynb #afc1a9f4
 @contextmanager
-def claimed(folder: Path # made if it is not there; if nothing is put into it, it goes again
+def claimed(folder: Path # made if it is missing, and removed again if it stays empty
     ) -> Iterator[None]:
-    "Keep a folder to this process; BlockingIOError if another one has it. No effect where there are no "
-    "locks."
+    """Keep a folder for this process. Raises BlockingIOError if another process has it.
+
+    No effect where there are no locks."""
     with writing(folder):
         there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -462,8 +468,7 @@ def claimed(folder: Path # made if it is not there; if nothing is put into it, i
                 own = not isinstance(e, FileNotFoundError)
             if not own:
                 raise BlockingIOError(f'another process works in {folder}; wait until it has ended, or '
-                                      'choose '
-                                      'another folder')
+                                      'choose another folder')
         yield
     finally:
         if handle is not None:

@@ -17,7 +17,7 @@ from .competition import ANGLES, check_angles, meta_rows, open_parquet, read_pie
 # %% ../../nbs/01c_angle_bins.ipynb #23bc1b19
 @dataclass
 class AngleBins:
-    "Equal-frequency bins of both angles; a bin reaches from its left edge to the next one's."
+    "Equal-frequency bins of both angles. A bin reaches from its left edge to the next one's."
     azimuth_edges: np.ndarray      # (n,) left edges, rad, the first is 0
     azimuth_centres: np.ndarray    # (n,) mean azimuth in each bin, rad
     zenith_edges: np.ndarray       # (n,) left edges, rad, the first is 0
@@ -36,7 +36,7 @@ class AngleBins:
                              for edges, centres in pairs)
 
     def to_dict(self) -> dict[str, list[float]]:
-        "Plain lists, for JSON or a checkpoint; `AngleBins(**d)` reads them back."
+        "Plain lists, for JSON or a checkpoint. `AngleBins(**d)` reads them back."
         return {name: values.tolist() for name, values in vars(self).items()}
 
     def to_json(self) -> str:
@@ -46,7 +46,7 @@ class AngleBins:
     @classmethod
     def from_json(cls, text: str # what `to_json` wrote; further entries are ignored
         ) -> 'AngleBins':
-        "Read bins back; ValueError for anything else."
+        "Read bins back. Raises ValueError for anything else."
         names = cls.__dataclass_fields__
         try:
             bins = cls(**{n: v for n, v in json.loads(text).items() if n in names})
@@ -65,7 +65,7 @@ class FineHistogram:
 
     def add(self, angle: np.ndarray # (N,) rad, within [0, largest]
         ) -> None:
-        "Count a piece."
+        "Add the angles of one piece."
         bins = len(self.counts)
         fine = np.minimum((angle*(bins/self.largest)).astype(np.int64), bins - 1)
         self.counts += np.bincount(fine, minlength=bins)

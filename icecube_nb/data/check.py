@@ -26,7 +26,7 @@ from .packing import read_meta, too_many_bad
 NOTE, EVENT, STRUCTURE = 0, 1, 2       # severities
 
 class Fault(NamedTuple):
-    "Something that is not as it should be."
+    "A fault in the data, with its place."
     severity: int          # NOTE, EVENT or STRUCTURE
     file: Path
     row: int|None          # of the file, counted from 0; None if it is not about a row
@@ -34,7 +34,7 @@ class Fault(NamedTuple):
     what: str              # and the mend
 
     def __str__(self) -> str:
-        "One line."
+        "The fault as one line."
         place = [f'row {self.row}'] if self.row is not None else []
         if self.event is not None:
             place.append(f'event {self.event}')
@@ -42,7 +42,7 @@ class Fault(NamedTuple):
         return f'{("note", "event", "FAULT")[self.severity]}: {where}: {self.what}'
 
 def structural(file: Path, what: str, event: int|None = None) -> Fault:
-    "A fault of a file."
+    "A structural fault of a file."
     return Fault(STRUCTURE, file, None, event, what)
 
 # %% ../../nbs/appendix/checker.ipynb #92b78cd9
@@ -99,7 +99,7 @@ def sample_faults(path: Path, # sample_submission.parquet
     ) -> Iterator[Fault]:
     "What differs between the sample submission and the test events."
     for event in compare_event_ids(wanted, wanted).repeated.tolist():
-        yield structural(path.with_name('test_meta.parquet'), 'is listed twice; take one away', event)
+        yield structural(path.with_name('test_meta.parquet'), 'is listed twice; remove one', event)
     if not path.is_file():
         return
     kinds, row, parts = {'event_id': 'an integer'}, 0, []
@@ -112,7 +112,7 @@ def sample_faults(path: Path, # sample_submission.parquet
         yield as_fault(STRUCTURE, str(e), path)
         return
     found = compare_event_ids(wanted, np.concatenate([np.zeros(0, np.int64), *parts]))
-    for events, what in ((found.repeated, 'is asked for twice; take one away'),
+    for events, what in ((found.repeated, 'is asked for twice; remove one'),
                          (found.unknown, 'is not in test_meta.parquet; take both from the same source'),
                          (found.missing, 'has no row, but test_meta.parquet lists it; copy it again')):
         for event in events.tolist():
@@ -178,7 +178,7 @@ def all_batch_faults(jobs: list[Job], sensors: int, # in the geometry
 def folder_faults(data: str|Path, # competition files
                   progress: Callable[[int, int, str], None]|None = None # batch files done, all, file
     ) -> Iterator[Fault]:
-    "All faults of a folder, file after file, in bounded memory; nothing is written to it."
+    "All faults of a folder, file after file, in bounded memory. Nothing is written to it."
     data, jobs, test_ids = Path(data), [], []
     yield from detector_faults(data)
     splits = [s for s in ('train', 'test') if (data/f'{s}_meta.parquet').is_file()]

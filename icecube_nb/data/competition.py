@@ -32,7 +32,7 @@ KAGGLE_FOLDERS = ('/kaggle/input/icecube-neutrinos-in-deep-ice',
 
 def find_data(folder: str|Path|None = None # a competition-format folder; None looks for one
     ) -> tuple[Path, str]: # the folder, and one line that says which and why
-    "Choose the data; FileNotFoundError if a folder that was named does not hold competition files."
+    "Choose the data folder. Raises FileNotFoundError if a named folder holds no competition files."
     named = (folder, 'as given') if folder else (os.environ.get('ICECUBE_DATA_DIR'), 'from ICECUBE_DATA_DIR')
     kaggle = next((Path(f) for f in KAGGLE_FOLDERS if Path(f).is_dir()), None)
     if named[0]:
@@ -100,7 +100,7 @@ ANGLES = {'azimuth': 'a number', 'zenith': 'a number'}
 @contextmanager
 def reading(path: Path # named in the error
     ) -> Iterator[None]:
-    "Turn whatever goes wrong while parquet is decoded into one line that names the file."
+    "Turn any error of reading parquet into one ValueError that names the file."
     try:
         yield
     except (pa.ArrowException, OSError) as e:
@@ -112,7 +112,8 @@ def reading(path: Path # named in the error
 def open_parquet(path: str|Path, # the file
                  kinds: dict[str, str] # column to kind, as in `PULSES`
     ) -> pq.ParquetFile: # nothing read yet but the footer
-    "Open a parquet file that must have these columns; FileNotFoundError or ValueError name file and mend."
+    """Open a parquet file that must have these columns.
+    Raises FileNotFoundError or ValueError, which name file and mend."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; copy it there')
@@ -123,7 +124,7 @@ def open_parquet(path: str|Path, # the file
         if name not in schema.names:
             raise ValueError(f'{path} has no column {name}; it has {", ".join(schema.names)}')
         if schema.names.count(name) > 1:
-            raise ValueError(f'{path} has the column {name} twice; take one away')
+            raise ValueError(f'{path} has the column {name} twice; remove one')
         if not KINDS[kind](schema.field(name).type):
             raise ValueError(f'{path}: column {name} is {schema.field(name).type}, must be {kind}; '
                              'write it as such')
@@ -134,8 +135,9 @@ def to_numpy(column: pa.Array, # of any integer, float or boolean type
              name: str, # of the column, for the error
              path: Path, # of the file, for the error
              row: int # where `column` starts in the file, for the error
-    ) -> np.ndarray: # int64 for integers but `sensor_id`, float or bool as they are
-    "An Arrow column as a numpy array; ValueError for a null, or for an integer beyond 64 signed bits."
+    ) -> np.ndarray: # int64 for integers other than `sensor_id`; float and bool as they are
+    """An Arrow column as a numpy array.
+    Raises ValueError for a null, or an integer that does not fit into int64."""
     if column.null_count:
         at = row + int(np.flatnonzero(column.is_null())[0])
         raise ValueError(f'{path} row {at}: {name} is null (NaN in pandas); '
@@ -151,7 +153,7 @@ def to_numpy(column: pa.Array, # of any integer, float or boolean type
 
 # %% ../../nbs/appendix/competition_files.ipynb #f0a60002
 class IdDifferences(NamedTuple):
-    "How a list of event ids differs from the list that is wanted; each is (n,) int64, ascending."
+    "How a list of event ids differs from the wanted one. Each array is (n,) int64, ascending."
     repeated: np.ndarray   # given more than once
     missing: np.ndarray    # wanted but not given
     unknown: np.ndarray    # given but not wanted
@@ -169,7 +171,7 @@ def meta_rows(piece: pa.RecordBatch, # of a meta file
               path: Path, # of the meta file, for errors
               row: int # where `piece` starts in it
     ) -> np.ndarray: # (B,) structured: int64 and float64 fields
-    "A piece of a meta file as a structured array; null indices become an empty event (0, -1)."
+    "A piece of a meta file as a structured array. Null indices become an empty event (0, -1)."
     dtype = [(name, np.int64 if kind == 'an integer' else np.float64) for name, kind in kinds.items()]
     rows = np.empty(len(piece), dtype)
     first, last = (piece[name].is_null().to_numpy(zero_copy_only=False) if name in kinds else np.zeros(0)
@@ -192,7 +194,7 @@ def read_pieces(file: pq.ParquetFile, # as `open_parquet` gives it
                 path: Path, # of the file, for errors
                 rows: int # at most in a piece
     ) -> Iterator[pa.RecordBatch]:
-    "Stream a parquet file in bounded memory on one thread; ValueError if it is damaged."
+    "Stream a parquet file in bounded memory on one thread. Raises ValueError if it is damaged."
     pieces = file.iter_batches(rows, columns=list(columns), use_threads=False)
     while True:
         with reading(path):
@@ -234,7 +236,7 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
                      out_folder: str|Path, # gets `train_batch_N.parquet` and the note `train.json`
                      piece_rows: int = 1 << 19 # rows in memory at a time
     ) -> dict[int, Path]: # batch_id to file, ascending
-    "One meta file a batch, in one pass and bounded memory; does nothing if the fingerprint is unchanged."
+    "Write one meta file for each batch, in one pass and bounded memory, unless the fingerprint is unchanged."
     meta_path, out = Path(meta_path), Path(out_folder)
     split = meta_path.stem.removesuffix('_meta')
     kinds = INDICES if split == 'test' else INDICES | ANGLES
@@ -271,7 +273,7 @@ def check_angles(rows: dict[str, np.ndarray], # azimuth and zenith, (B,) rad
                  row: int, # where they start in the file
                  bad: dict[int, str]|None = None # gets the place in `rows` and the fault; None: raise it
     ) -> None:
-    "ValueError names the first row with an angle that is not finite or out of range."
+    "Raise a ValueError that names the first row with an angle that is not finite or out of range."
     for name, largest in (('azimuth', 2*np.pi), ('zenith', np.pi)):
         limit = max(largest, float(np.float32(largest)))  # 2 pi in single precision is a little more
         for at in np.flatnonzero(~((rows[name] >= 0) & (rows[name] <= limit))).tolist():
@@ -287,7 +289,7 @@ def check_ranges(meta: dict[str, np.ndarray], # event_id, first_pulse_index, las
                  path: Path, # of the batch file, for errors
                  bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
     ) -> np.ndarray: # events that have pulses, in the order of the file
-    "ValueError names the first event whose range is reversed, outside the file, or taken twice."
+    "Raise a ValueError that names the first event whose range is reversed, outside the file or taken twice."
     ids, first, last = (meta[k] for k in ('event_id', 'first_pulse_index', 'last_pulse_index'))
     def report(fault, *events):
         if bad is None:
@@ -307,13 +309,13 @@ def check_ranges(meta: dict[str, np.ndarray], # event_id, first_pulse_index, las
                'correct the pulse indices of one of them', a, b)
     unique, count = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
-        raise ValueError(f'{path}: event {unique[np.argmax(count)]} is in the meta file twice; take one away')
+        raise ValueError(f'{path}: event {unique[np.argmax(count)]} is in the meta file twice; remove one')
     return order[~np.isin(order, list(bad or ()))]
 
 # %% ../../nbs/appendix/competition_files.ipynb #60f14952
 def join_pieces(pieces: list[pa.RecordBatch] # of one file, with at least one row in all
     ) -> pa.RecordBatch: # their rows, in order
-    "Several pieces as one, by what every pyarrow since version 15 offers."
+    "Join several pieces, with functions that every pyarrow since version 15 has."
     joined, = pa.Table.from_batches(pieces).combine_chunks().to_batches()
     return joined
 
@@ -376,6 +378,6 @@ def time_order(time_ns: np.ndarray, # (N,)
 # %% ../../nbs/appendix/competition_files.ipynb #66b77823
 def folder_ice(folder: Path # of data, or prepared
     ) -> str: # of `detector.ice_text`; '' for IceCube's own
-    "The ice of a folder; ValueError for a bad table."
+    "The ice table of a folder as text. Raises ValueError for a bad table."
     path = folder/ICE_FILE
     return ice_text(read_ice(path)) if path.exists() else ''

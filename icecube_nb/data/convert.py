@@ -34,12 +34,12 @@ from ..physics.detector import ICE_FILE, check_distances, read_ice
 # %% ../../nbs/appendix/convert.ipynb #2ba65478
 @dataclass
 class State:
-    "How far a conversion has come; kept in conversion.json."
+    "How far a conversion has come, as kept in conversion.json."
     made_from: str               # fingerprint of the files and of the options
     parts: int = 0               # finished ones
-    source: int = 0              # the source to go on with
-    key: int|None = None         # of the last event of that source that is done with
-    events: int = 0              # those done with
+    source: int = 0              # the source to continue with
+    key: int|None = None         # of the last finished event of that source
+    events: int = 0              # finished ones
     pulses: int = 0
     batches: int = 0             # batch files
     without_truth: int = 0       # events that were left out
@@ -49,14 +49,14 @@ class State:
     finished: bool = False
 
 def save_state(folder: Path, state: State) -> None:
-    "Write the note."
+    "Write conversion.json."
     with written_whole(folder/'conversion.json') as part:
         part.write_text(json.dumps(vars(state)))
 
 # %% ../../nbs/appendix/convert.ipynb #f3f854d4
 @dataclass(frozen=True)
 class Options:
-    "What the files depend on, beside the sources."
+    "The options that the files depend on."
     direction: str               # `from` or `to`
     events_per_batch: int        # of a part, training and testing together
     test_share: float            # of the events
@@ -64,7 +64,7 @@ class Options:
 
     def is_test(self, chunk: EventChunk, first: int # number of the first event, counted from 0
         ) -> np.ndarray: # (B,) bool
-        "Which events are for testing."
+        "Which events are test events."
         unknown = np.isnan(chunk.azimuth)
         if self.test_events is not None:
             return unknown | np.isin(chunk.number, self.test_events)
@@ -72,7 +72,7 @@ class Options:
         return unknown | (np.diff(count) > 0)
 
 def cut_chunk(chunk: EventChunk, events: int) -> tuple[EventChunk, EventChunk]:
-    "The first events of a chunk, and the others."
+    "Split a chunk into its first events and the rest."
     row = int(chunk.lengths[:events].sum())
     return tuple(EventChunk(*(values[part] for values in chunk[:5]),
                             {name: values[rows] for name, values in chunk.pulses.items()})
@@ -82,7 +82,7 @@ def cut_chunk(chunk: EventChunk, events: int) -> tuple[EventChunk, EventChunk]:
 GROUP_ROWS = 1 << 17             # pulses of a row group
 
 class BatchFile:
-    "A batch file while it is written, in row groups of the same size wherever the stream was cut."
+    "A batch file that is being written. Its row groups do not depend on where the stream was cut."
     def __init__(self, folder: Path, split: str, batch_id: int, stack: ExitStack # closes the file at its end
         ):
         self.batch_id, self.rows, self.pending = batch_id, 0, SCHEMA.empty_table()
@@ -138,10 +138,10 @@ class Part:
             pd.concat(self.tables).sort_values('event_id').to_parquet(path, index=False)
 
 # %% ../../nbs/appendix/convert.ipynb #b456ea41
-def remaining(sources: list[Source], first: int, key: int|None, rows: int, # where to go on
+def remaining(sources: list[Source], first: int, key: int|None, rows: int, # where to continue
               left_out: dict[int, list] # gets the keys of the events without truth, by source
     ) -> Iterator[tuple[int, EventChunk]]: # number of the source
-    "The events that are not done with."
+    "The events that are not converted yet."
     for number in range(first, len(sources)):
         after = key if number == first else None
         for chunk in event_chunks(sources[number], after, rows, left_out.setdefault(number, [])):
@@ -153,9 +153,11 @@ def count_left_out(left_out: dict[int, list], state: State, before: int) -> int:
     return before + sum(len(some) if number < state.source else int((some <= state.key).sum())
                         for number, some in keys if number <= state.source)
 
-def take_events(stream: Iterator[tuple[int, EventChunk]], held: list, events: int # what was cut off before
+def take_events(stream: Iterator[tuple[int, EventChunk]], # number of the source, and a chunk
+                held: list, # rest of a chunk, read before
+                events: int # at most
     ) -> Iterator[tuple[int, EventChunk]]:
-    "So many events of a stream; the rest of the last chunk goes into `held`."
+    "The next events of a stream, at most this many. The rest of the last chunk goes into `held`."
     while events:
         number, chunk = held.pop() if held else next(stream, (None, None))
         if chunk is None:
@@ -169,7 +171,7 @@ def take_events(stream: Iterator[tuple[int, EventChunk]], held: list, events: in
 # %% ../../nbs/appendix/convert.ipynb #31217e36
 def write_parts(folder: Path, sources: list[Source], options: Options, sensors: Sensors, state: State,
                 rows: int, progress: Callable[[int, int, str], None]|None, total: int) -> None:
-    "Write all parts that are not there, each with its note; `state` is brought up to date."
+    "Write all missing parts, each with its note, and update `state`."
     left_out, held, check, before = {}, [], DirectionCheck(state.brightest), state.without_truth
     stream = remaining(sources, state.source, state.key, rows, left_out)
     while True:
@@ -218,7 +220,7 @@ def output_rows(name: str, events: pd.DataFrame) -> pd.DataFrame:
     return rows[columns]
 
 def join_parts(folder: Path, parts: int) -> None:
-    "Write the tables of events; those without rows are left out."
+    "Write the tables of events. Empty tables are left out."
     with ExitStack() as stack:
         writers = {}
         for number in range(parts):
@@ -235,7 +237,7 @@ def join_parts(folder: Path, parts: int) -> None:
 # %% ../../nbs/appendix/convert.ipynb #f7588a98
 def write_detector(folder: Path, sensors: Sensors, offset_m: tuple[float, float, float], # added to places
                    ice: Path|None) -> None:
-    "The sensors and, where it is given, the ice."
+    "Write the tables of the sensors and, if given, of the ice."
     table = pd.DataFrame(sensors.places + np.array(offset_m), columns=list('xyz'))
     check_distances(table, f'{folder}: places of the pulses')
     table.insert(0, 'sensor_id', np.arange(len(table)))
@@ -279,7 +281,7 @@ def describe(sources: list[Source], state: State, sensors: Sensors, ice: Path|No
 
 # %% ../../nbs/appendix/convert.ipynb #71a91eee
 class Converted(NamedTuple):
-    "What came of a conversion."
+    "The result of a conversion."
     folder: Path
     rows: dict[str, int]         # of each table
     events: int
@@ -287,7 +289,7 @@ class Converted(NamedTuple):
     lines: list[str]             # what was assumed
 
 def read_test_events(path: Path|None, layout: Layout) -> np.ndarray|None:
-    "The event numbers in a table, ascending."
+    "Read the event numbers of a table, ascending."
     if path is None:
         return None
     if path.suffix.lower() in SQLITE:
@@ -299,7 +301,7 @@ def read_test_events(path: Path|None, layout: Layout) -> np.ndarray|None:
     return np.unique(whole_numbers(read_columns(table, [column])[column], table, column))
 
 def check_options(direction: str|None, test_share: float, events_per_batch: int) -> None:
-    "ValueError for an option out of range."
+    "Raise ValueError for an option out of range."
     if direction not in (None, *MEANINGS):
         raise ValueError(f'--direction is from or to, not {direction!r}')
     if not 0 <= test_share <= 1:
@@ -309,7 +311,7 @@ def check_options(direction: str|None, test_share: float, events_per_batch: int)
 
 def conversion_fingerprint(sources: list[Source], options: Options, others: Iterable[Path|None],
                            offset_m: tuple[float, float, float]) -> str:
-    "Of all that a conversion depends on."
+    "Fingerprint of all that a conversion depends on."
     tables = [table for source in sources for table in (source.pulses, source.truth) if table]
     files = [part for table in tables for part in (table.path, table.name)]
     test = b'' if options.test_events is None else options.test_events.tobytes()
@@ -319,7 +321,7 @@ def conversion_fingerprint(sources: list[Source], options: Options, others: Iter
 # %% ../../nbs/appendix/convert.ipynb #4ea968e1
 def load_state(folder: Path, sources: list[Source], options: Options, others: Iterable[Path|None],
                offset_m: tuple[float, float, float]) -> State:
-    "The note of a conversion that was begun, or a new one; FileExistsError for another conversion."
+    "The note of a conversion that was begun, or a new one. Raises FileExistsError for another conversion."
     made_from = conversion_fingerprint(sources, options, others, offset_m)
     note = read_note(folder/'conversion.json')
     if note and note.get('made_from') != made_from:
@@ -352,19 +354,19 @@ def convert(inputs: Iterable[Path], # files and folders, see `layouts.find_sourc
             out: Path, # folder to make
             layout: str = 'auto', # a key of `layouts.LAYOUTS`
             columns: Iterable[str] = (), # changes of the layout, like 'time=t_ns'
-            pulses: str|None = None, # the table of pulses, where there are several
+            pulses: str|None = None, # name of the table of pulses, if there are several
             truth: Iterable[Path] = (), # files with the truth, if not among the inputs
             direction: str|None = None, # the angles say `from` or `to`; None: what the layout says
-            geometry: Path|None = None, # table of all sensors; None: those that the pulses show
-            offset_m: tuple[float, float, float] = (0., 0., 0.), # added to all places
+            geometry: Path|None = None, # table of all sensors; None: the sensors that have pulses
+            offset_m: tuple[float, float, float] = (0., 0., 0.), # added to all positions
             ice: Path|None = None, # ice table of the detector; None: IceCube's
-            test_share: float = .1, # of the events, for testing
+            test_share: float = .1, # share of the events that become test events
             test_events: Path|None = None, # table of the events for testing
             events_per_batch: int = 200_000, # of a part, training and testing together
             rows: int = 100_000, # pulses that are read at a time
             progress: Callable[[int, int, str], None]|None = None # called with events done, all events, ''
     ) -> Converted:
-    "Turn files of another experiment into a competition folder; goes on where it was interrupted."
+    "Turn files of another experiment into a competition folder, or resume where it was interrupted."
     check_options(direction, test_share, events_per_batch)
     inputs, truth = list(inputs), list(truth)
     sources = find_sources(inputs, layout, columns, pulses, truth)
@@ -374,7 +376,7 @@ def convert(inputs: Iterable[Path], # files and folders, see `layouts.find_sourc
     folder = check_folder(out, 'converted data set', inputs=[*inputs, *truth, *others, test_events])
     given = np.zeros((0, 3)) if geometry is None else read_places(geometry, used, offset_m)
     if ice is not None:
-        read_ice(ice)                                             # raises for a bad one
+        read_ice(ice)                                             # raises ValueError for a bad table
     expected = sum(count_rows(table) for table in {source.truth for source in sources} if table)
     with claimed(folder):
         mark_folder(folder, 'converted data set')

@@ -24,7 +24,7 @@ from ..physics.angles import angle_between, direction_from_angles
 from ..physics.detector import MAX_SENSORS, check_distances, check_geometry
 
 # %% ../../nbs/appendix/convert_events.ipynb #611ba492
-SAME_SENSOR_M = 0.02             # places that are one sensor
+SAME_SENSOR_M = 0.02             # positions this close are one sensor
 NEAR_SENSOR_M = 0.5              # a pulse this close to a sensor of a given geometry belongs to it
 
 def cell_of(place: np.ndarray, width_m: float) -> tuple[int, ...]:
@@ -33,9 +33,9 @@ def cell_of(place: np.ndarray, width_m: float) -> tuple[int, ...]:
 
 # %% ../../nbs/appendix/convert_events.ipynb #dd0d510e
 class Sensors:
-    "The numbers of sensors by their places; new places get the next numbers, unless a geometry was given."
+    "Sensor numbers by position. A new position gets the next number, unless a geometry was given."
     def __init__(self, places: np.ndarray, # (S, 3) m, in the user's coordinates
-                 geometry: Path|None = None # the file they come from, if they are all there are
+                 geometry: Path|None = None # the file they come from, if it lists all sensors
         ):
         self.geometry, self.limit_m = geometry, NEAR_SENSOR_M if geometry else SAME_SENSOR_M
         self.numbers, self.rows, self.cells = {}, [], {}
@@ -48,14 +48,14 @@ class Sensors:
         return np.array(self.rows).reshape(-1, 3)
 
     def append(self, place: np.ndarray) -> int: # its number
-        "A new sensor."
+        "Add a sensor."
         self.cells.setdefault(cell_of(place, self.limit_m), []).append(len(self.rows))
         self.rows.append(place)
         return len(self.rows) - 1
 
     def find(self, place: np.ndarray, path: Path # (N, 3) m; the file, for errors
         ) -> np.ndarray: # (N,) int16
-        "The numbers of some places; ValueError for one that the geometry lacks, or too many sensors."
+        "The sensor numbers of some positions. Raises ValueError for an unknown one, or too many sensors."
         keys = np.ascontiguousarray(place + 0.0).view('V24').ravel().tolist()      # bytes, compared exactly
         for key in [key for key in dict.fromkeys(keys) if key not in self.numbers]:
             self.numbers[key] = self.find_new(np.frombuffer(key), path)
@@ -80,7 +80,7 @@ class Sensors:
 # %% ../../nbs/appendix/convert_events.ipynb #dc4019e4
 def nearest_of(sensors: Sensors, place: np.ndarray # (3,) m
     ) -> int|None: # None if there is none within the limit
-    "The nearest sensor; it can only be in the cell of the place, or in one of the 26 around it."
+    "The nearest sensor. It can only be in the cell of the position or in one of the 26 cells around it."
     cell = cell_of(place, sensors.limit_m)
     found = [number for step in product((-1, 0, 1), repeat=3)
              for number in sensors.cells.get(tuple(i + d for i, d in zip(cell, step)), ())]
@@ -110,7 +110,7 @@ def read_places(path: Path, layout: Layout,
     return places.to_numpy()
 
 def read_columns(table: Table, columns: list[str]) -> dict[str, np.ndarray]: # (N,) float64 each
-    "Some columns of a file, whole."
+    "Read some columns of a file into memory."
     batches = [batch for _, batch in arrow_batches(table, columns, -1, 1 << 17)]
     return {name: np.concatenate([as_floats(batch[name], table, name) for batch in batches] or [np.zeros(0)])
             for name in columns}
@@ -145,7 +145,8 @@ def place_of(source: Source, chunk: EventChunk, sensors: Sensors # (N,) numbers 
 
 # %% ../../nbs/appendix/convert_events.ipynb #64f1c59a
 def rows_of(source: Source, chunk: EventChunk, sensors: Sensors, first_id: int, direction: str) -> Rows:
-    "Events as they are written: sorted, shifted, rounded, turned."
+    """Events as they are written: sorted by time, counted from the first pulse, rounded, in our
+    convention of angles."""
     order = time_order(chunk.pulses['time'], chunk.lengths)
     if order is not None:
         chunk = chunk._replace(pulses={name: values[order] for name, values in chunk.pulses.items()})
@@ -164,9 +165,9 @@ def rows_of(source: Source, chunk: EventChunk, sensors: Sensors, first_id: int, 
                          'start_ns': start_ns, 'event_no': chunk.number}, place)
 
 # %% ../../nbs/appendix/convert_events.ipynb #d37f3630
-BRIGHTEST = 200                  # events that are looked at
-FEWEST_PULSES = 5                # of an event that is looked at, auxiliary ones not counted
-SURE = 3.0                       # standard errors
+BRIGHTEST = 200                  # events that the check uses
+FEWEST_PULSES = 5                # non-auxiliary pulses of an event that the check uses
+SURE = 3.0                       # standard errors at which the check decides
 UNRELATED_RAD = float(np.sqrt(np.pi**2/4 - 2)) # standard deviation of the error of a random direction
 TURNED = {'from': 'to', 'to': 'from'}
 MEANINGS = {'from': 'where the neutrino comes from', 'to': 'where the neutrino goes to'}
@@ -215,7 +216,7 @@ def example_tracks(n: int, # events
                    direction: str = 'from', # what the angles say
                    seed: int = 0, noise_ns: float = 30., pulses: int = 12 # of an event
     ) -> tuple[pd.DataFrame, pd.DataFrame]: # event_no, x, y, z, t of pulses; event_no, azimuth, zenith
-    "Straight tracks through a cubic grid of sensors, in the columns of nobody."
+    "Made-up straight tracks through a cubic grid of sensors. No layout uses these column names."
     rng = np.random.default_rng(seed)
     azimuth, zenith = rng.uniform(0, 2*np.pi, n), np.arccos(rng.uniform(-1, 1, n))
     comes_from = np.repeat(direction_from_angles(azimuth, zenith), pulses, axis=0)

@@ -31,7 +31,8 @@ def epoch_files(files: int, # number of files there are
                 epoch: int, # 0, 1, ...
                 seed: int
     ) -> list[int]: # numbers of the files of this epoch
-    "Walk through all files in an order shuffled anew each round; no file twice in an epoch."
+    """The files of an epoch, by a walk through all files that is shuffled anew each round.
+    No file comes twice."""
     per_epoch = min(per_epoch, files)
     chosen = []
     for k in range(epoch*per_epoch, (epoch + 1)*per_epoch):
@@ -54,23 +55,23 @@ def file_batches(pulses: np.ndarray, # (B,) of each event of a file
 KEPT_BYTES = 1 << 30                # of unpacked pulses in memory, besides the files that are being read
 
 class KeptFiles:
-    "Open files; those last used stay in memory, up to `KEPT_BYTES`. Several threads may ask."
+    "Open files. The last used ones stay in memory, up to `KEPT_BYTES`. Several threads may ask."
     def __init__(self, files: list[str|Path], load: Callable[[Path], PackedBatch]): # packed files; opens one
         self.files, self.load = files, load
         self.packed: dict[int, PackedBatch] = {}       # the last used at the end
-        # of `packed`, of each file
+        # one for `packed`, and one for each file
         self.lock, self.locks = threading.Lock(), [threading.Lock() for _ in files]
 
-    def open(self, f: int, # number of the file
-             unpack: bool = False # its pulses, too
+    def open(self, number: int, # of the file
+             unpack: bool = False # also unpack its pulses
         ) -> PackedBatch:
-        "A packed file; a second thread that asks for it waits for the first."
-        with self.locks[f]:
+        "A packed file. A second thread that asks for it waits for the first."
+        with self.locks[number]:
             with self.lock:
-                packed = self.packed.pop(f, None)
-            packed = self.load(self.files[f]) if packed is None else packed
+                packed = self.packed.pop(number, None)
+            packed = self.load(self.files[number]) if packed is None else packed
             with self.lock:
-                self.packed[f] = packed
+                self.packed[number] = packed
                 while sum(PULSE_BYTES*p.pulse_count for p in self.packed.values()) > max(KEPT_BYTES, 1):
                     self.packed.pop(next(iter(self.packed)))
             if unpack:
@@ -104,12 +105,12 @@ class TrainingEvents:
         return [files[i:i + mixed] for i in range(0, len(files), mixed)]
 
     def plan(self, epoch: int) -> list[tuple[int, np.ndarray]]: # file number and events of each batch
-        "The batches of an epoch; waits if a thread is planning it."
+        "The batches of an epoch. Waits if a thread is planning it."
         planned = self.planned.pop(epoch, None)
         return plan_epoch(self, epoch) if planned is None else planned.result()
 
     def plan_ahead(self, epoch: int) -> None:
-        "Plan an epoch in a thread; an error in it is raised by `plan`."
+        "Plan an epoch in a thread. Its errors are raised by `plan`."
         if epoch not in self.planned:
             thread = ThreadPoolExecutor(1)
             self.planned[epoch] = thread.submit(plan_epoch, self, epoch)
@@ -124,25 +125,25 @@ class TrainingEvents:
         return self.symmetry and draw_turns(self.symmetry, self.data, events.key, events.number)
 
 # %% ../../nbs/appendix/epochs.ipynb #7a364bdc
-def open_file(source: TrainingEvents, f: int, # its number
+def open_file(source: TrainingEvents, number: int, # of the file
               resident: bool|None, unpack: bool = False # see `EventFile` and `KeptFiles.open`
     ) -> EventFile:
-    "One of the files."
-    packed = source.kept.open(f, unpack=True) if unpack else source.kept.open(f)
-    return EventFile(packed, source.tables, resident, source.first_sensor[f])
+    "Open one of the files."
+    packed = source.kept.open(number, unpack=True) if unpack else source.kept.open(number)
+    return EventFile(packed, source.tables, resident, source.first_sensor[number])
 
-def count_file(source: TrainingEvents, f: int, file: EventFile # its number, and the open file
+def count_file(source: TrainingEvents, number: int, file: EventFile # of the file; the file itself, open
     ) -> np.ndarray: # (B, 2) of `count_events`, in the smallest integers that hold them
-    "Tokens of all events of a file; counted once and kept while its epoch lasts."
-    counts = source.counts.get(f)
+    "Count the tokens of all events of a file. The counts are kept while its epoch lasts."
+    counts = source.counts.get(number)
     if counts is None:
         counts = count_events(file, np.arange(len(file.packed)), source.feature_set)
-        source.counts[f] = counts = counts.astype(np.min_scalar_type(counts.max(initial=0)))
+        source.counts[number] = counts = counts.astype(np.min_scalar_type(counts.max(initial=0)))
     return counts
 
 def plan_epoch(source: TrainingEvents, epoch: int
     ) -> list[tuple[int, np.ndarray]]: # file number and events of each batch
-    "Draw the batches of an epoch; ValueError if no event is long enough."
+    "Draw the batches of an epoch. Raises ValueError if no event is long enough."
     batches, groups = [], source.groups(epoch)
     needed = {f for group in groups + source.groups(max(0, epoch - 1)) for f in group}
     for f in source.counts.keys() - needed:
@@ -163,9 +164,10 @@ def plan_epoch(source: TrainingEvents, epoch: int
     return batches
 
 # %% ../../nbs/appendix/epochs.ipynb #3e5580f9
-def read_ahead(source: TrainingEvents, files: list[int] # numbers of files that are asked for soon
-    ) -> threading.Thread: # at work; a file that cannot be read is passed over, its reader will say so
-    "Open files in a thread, as many as can stay in memory; it ends with Python, after the present file."
+def read_ahead(source: TrainingEvents, files: list[int] # numbers of files that are needed soon
+    ) -> threading.Thread: # running; it skips a file that cannot be read, which fails when it is needed
+    """Open files in a thread, as many as can stay in memory.
+    The thread ends with Python, after its current file."""
     def work():
         size = 0
         for f in files:
@@ -176,13 +178,13 @@ def read_ahead(source: TrainingEvents, files: list[int] # numbers of files that 
                 if size > KEPT_BYTES:
                     return
                 source.kept.open(f, unpack=True)
-    thread = threading.Thread(target=work)   # a daemon is cut off in the middle of an operation
+    thread = threading.Thread(target=work)   # no daemon: Python would stop it in the middle of an operation
     thread.start()
     return thread
 
 # %% ../../nbs/appendix/epochs.ipynb #ee566274
 class OpenFiles:
-    "The files that are being read: `mixed_files`, or as many as a step needs. Those to come are read ahead."
+    "The files that are being read: `mixed_files`, or as many as a step needs. The next ones are read ahead."
     def __init__(self, source: TrainingEvents, epoch: int):
         self.source, self.files = source, {}
         self.ahead = source.groups(epoch) + source.groups(epoch + 1)[:1]
@@ -234,16 +236,16 @@ class OptimiserStep(NamedTuple):
     microbatches: list[EventBatch] # forward passes, at least one
     weights: list[float] # of the mean loss of each microbatch; they sum to one over those of all processes
     events: int          # of all processes
-    batches: int         # planned batches that are done with it
+    batches: int         # planned batches that the step finishes
 
 def own_share(lengths: np.ndarray, # (E,) tokens of each event of a step
               pulse_budget: int, # tokens a microbatch may hold
               rank: int, ranks: int # this process, and how many there are
     ) -> tuple[list[np.ndarray], list[float]]: # rows of the events of each own microbatch; their weights
-    "Split a step over processes; never nothing, so that no process waits for another in vain."
+    "Split a step over processes. Each gets at least one event, so that none makes the others wait in vain."
     mine = [rows for rows in split_by_pulses(lengths, pulse_budget, ranks)[rank::ranks] if len(rows)]
     if not mine:
-        return [np.zeros(1, np.int64)], [0.0] # no event is left: one that does not count
+        return [np.zeros(1, np.int64)], [0.0] # no event is left: one with weight 0
     return mine, [len(rows)/len(lengths) for rows in mine]
 
 # %% ../../nbs/appendix/epochs.ipynb #b2f97eb7
@@ -254,11 +256,11 @@ class Share(NamedTuple):
     microbatches: list[Events]
     weights: list[float]
     events: int  # of all processes
-    batches: int # planned batches that are done with it
+    batches: int # planned batches that the step finishes
 
 def read_steps(source: TrainingEvents, files: dict[int, EventFile], shares: list[Share]
     ) -> Iterator[OptimiserStep]:
-    "Read the microbatches of several steps at once, and cut them apart: views, nothing is copied."
+    "Read the microbatches of several steps at once, and split them as views, without copies."
     events = [microbatch for share in shares for microbatch in share.microbatches]
     joined = Events(*(np.concatenate(column) for column in zip(*events)))
     most, stop = source.data.max_pulses, 0
@@ -279,7 +281,7 @@ def training_steps(source: TrainingEvents,
                    pulse_budget: int = 1 << 15, # tokens in a microbatch
                    chunk_pulses: int|None = None # tokens read at once; None: `CHUNK_PULSES`; 0 on a CPU
     ) -> Iterator[OptimiserStep]: # on the device of `source`
-    "The steps of an epoch from batch `start` on, as far as they are this process's."
+    "This process's share of the steps of an epoch, from batch `start` on."
     plan, opened, shares, tokens = plan or source.plan(epoch), OpenFiles(source, epoch), [], 0
     feature_set, max_pulses = source.feature_set, source.data.max_pulses
     if chunk_pulses is None:

@@ -32,10 +32,10 @@ from .competition import reading
 # %% ../../nbs/appendix/layouts.ipynb #3ef346c2
 @dataclass(frozen=True)
 class Layout:
-    "Which column holds what; an empty name: there is none."
+    "Which column holds what. An empty name means that there is no such column."
     name: str
     event: str                   # event number, in the pulses and in the truth; '': a row is an event
-    x: str                       # place of the sensor [m]
+    x: str                       # position of the sensor [m]
     y: str
     z: str
     time: str                    # [ns]
@@ -69,7 +69,7 @@ COLUMNS = tuple(field.name for field in fields(Layout) if field.name not in ('na
 # %% ../../nbs/appendix/layouts.ipynb #df4b9df5
 def rename_columns(layout: Layout, settings: Iterable[str] # like 'time=t_ns'
     ) -> Layout:
-    "A layout with other columns; ValueError for a name that it does not know."
+    "A layout with other column names. Raises ValueError for a name that it does not know."
     changes = {}
     for setting in settings:
         name, equals, column = setting.partition('=')
@@ -84,19 +84,19 @@ SQLITE, FILES = ('.db', '.sqlite', '.sqlite3'), ('.parquet', '.csv')
 
 @dataclass(frozen=True)
 class Table:
-    "A table in a database, or a file that is one."
+    "A table of a database, or a file that holds one table."
     path: Path
     name: str
     columns: tuple[str, ...]     # those in structs with a dot: photons.t
 
     @property
     def number(self) -> str:
-        "What the file is numbered, such as '_0'; '' for none."
+        "The number at the end of the file's name, such as '_0', or ''."
         return re.search(r'(_\d+)?$', self.path.stem)[0]
 
 @contextmanager
 def database(path: Path) -> Iterator[sqlite3.Connection]: # read only
-    "Open a SQLite file; ValueError if it is none."
+    "Open a SQLite file. Raises ValueError if it is not one."
     try:
         with closing(sqlite3.connect(f'{path.resolve().as_uri()}?mode=ro', uri=True)) as connection:
             yield connection
@@ -104,7 +104,7 @@ def database(path: Path) -> Iterator[sqlite3.Connection]: # read only
         raise ValueError(f'{path} cannot be read as SQLite ({e}); copy it again') from None
 
 def quoted(name: str) -> str:
-    "A name as SQL takes it."
+    "A name quoted for SQL."
     return '"' + name.replace('"', '""') + '"'
 
 # %% ../../nbs/appendix/layouts.ipynb #a54ce988
@@ -117,12 +117,12 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
     return tuple(name for some in names for name in some)
 
 def tables_of(path: Path) -> list[Table]:
-    "The tables of a file; ValueError for a file of another kind, or a damaged one."
+    "The tables of a file. Raises ValueError for a damaged file, or one of another type."
     suffix = path.suffix.lower()
     if suffix not in SQLITE + FILES:
-        raise ValueError(f'{path} is none of {", ".join(SQLITE + FILES)}; name the files with the events')
+        raise ValueError(f'{path} is not one of {", ".join(SQLITE + FILES)}; name the files with the events')
     if not path.is_file():
-        raise ValueError(f'{path} is no regular file; replace it by one, or take it away')
+        raise ValueError(f'{path} is not a regular file; replace or remove it')
     if suffix in SQLITE:
         with database(path) as connection:
             names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'") # no views
@@ -135,7 +135,7 @@ def tables_of(path: Path) -> list[Table]:
         columns = parquet_columns(path)
     for name in columns:
         if columns.count(name) > 1:
-            raise ValueError(f'{path} has the column {name} twice; take one away')
+            raise ValueError(f'{path} has the column {name} twice; remove one')
     return [Table(path, re.sub(r'_\d+$', '', path.stem), columns)]
 
 # %% ../../nbs/appendix/layouts.ipynb #afb4cbe3
@@ -149,7 +149,7 @@ def holds_truth(layout: Layout, table: Table) -> bool:
     return {layout.event, layout.azimuth, layout.zenith} - {''} <= set(table.columns)
 
 def find_layout(tables: list[Table]) -> Layout:
-    "The one layout that some tables have; ValueError if it is none, or not clear which."
+    "The one layout that some tables have. Raises ValueError if none fits, or more than one."
     pulses = [l for l in LAYOUTS.values() if any(holds_pulses(l, t) for t in tables)]
     both = [l for l in pulses if any(holds_truth(l, t) for t in tables)]
     found = both or pulses
@@ -164,14 +164,14 @@ def find_layout(tables: list[Table]) -> Layout:
 # %% ../../nbs/appendix/layouts.ipynb #80329c46
 @dataclass(frozen=True)
 class Source:
-    "One table of pulses, and the truth of its events; None where it is not known."
+    "One table of pulses and the table of its truth, or None if that is not known."
     layout: Layout
     pulses: Table
     truth: Table|None
 
     @property
     def columns(self) -> dict[str, str]: # our name to theirs
-        "What is read of the pulses."
+        "The columns that are read of the pulses."
         place = ('x', 'y', 'z') if self.layout.x in self.pulses.columns else ('sensor',)
         names = ('event', *place, 'time', 'charge', 'signal')
         return {name: getattr(self.layout, name) for name in names
@@ -191,7 +191,7 @@ def input_files(inputs: Iterable[Path]) -> list[Path]:
 # %% ../../nbs/appendix/layouts.ipynb #a7fc3dbf
 def choose_pulses(tables: list[Table], layout: Layout, name: str|None # as the user gave it
     ) -> list[Table]:
-    "The tables of pulses; ValueError if there is none, or if there are several and none was named."
+    "The tables of pulses. Raises ValueError if there is none, or if there are several and none was named."
     found = [t for t in tables if holds_pulses(layout, t) and name in (None, t.name)]
     names = sorted({t.name for t in tables if holds_pulses(layout, t)})
     if not found:
@@ -203,7 +203,7 @@ def choose_pulses(tables: list[Table], layout: Layout, name: str|None # as the u
     return found
 
 def truth_for(pulses: Table, truths: list[Table]) -> Table|None:
-    "The table of truth for some pulses; ValueError if it is not clear which."
+    "The table of truth for some pulses. Raises ValueError if it is not clear which one that is."
     same = [t for t in truths if t.path == pulses.path] or \
            [t for t in truths if t.number == pulses.number] or truths
     if len(same) > 1:
@@ -215,10 +215,10 @@ def truth_for(pulses: Table, truths: list[Table]) -> Table|None:
 def find_sources(inputs: Iterable[Path], # files and folders
                  layout: str = 'auto', # or a key of `LAYOUTS`
                  columns: Iterable[str] = (), # changes, like 'time=t_ns'
-                 pulses: str|None = None, # the table of pulses, where there are several
+                 pulses: str|None = None, # name of the table of pulses, if there are several
                  truth: Iterable[Path] = () # files with the truth, if not among the inputs
     ) -> list[Source]:
-    "What is to be read, in order; errors say what is missing."
+    "What is to be read, in order. Errors say what is missing."
     if layout != 'auto' and layout not in LAYOUTS:
         raise ValueError(f'there is no layout {layout!r}; choose one of {", ".join(LAYOUTS)}')
     columns = list(columns)
@@ -242,7 +242,7 @@ def find_sources(inputs: Iterable[Path], # files and folders
 FIRST_KEY = -2**63               # below every key
 
 def whole_numbers(values: np.ndarray, table: Table, column: str) -> np.ndarray: # (N,) int64
-    "Event numbers, of any type that holds whole numbers; ValueError for others."
+    "Event numbers of any type that holds whole numbers. Raises ValueError for others."
     try:
         with np.errstate(invalid='ignore'):
             whole = np.asarray(values).astype(np.int64)
@@ -255,7 +255,7 @@ def whole_numbers(values: np.ndarray, table: Table, column: str) -> np.ndarray: 
     return whole
 
 def sqlite_pieces(table: Table, columns: dict[str, str], # with `event`; our name to theirs
-                  after: int, rows: int # keys from above here; rows of a piece
+                  after: int, rows: int # keys above this one; rows of a piece
     ) -> Iterator[dict[str, np.ndarray]]:
     "The rows of a table in the order of its event numbers."
     event = quoted(columns['event'])
@@ -270,7 +270,7 @@ def sqlite_pieces(table: Table, columns: dict[str, str], # with `event`; our nam
             yield piece | {'key': piece['event']}
 
 def as_floats(values, table: Table, column: str) -> np.ndarray: # (N,) float64, NaN for null
-    "Numbers of any type; ValueError for text."
+    "Numbers of any type. Raises ValueError for text."
     try:
         if isinstance(values, pa.Array):
             if pa.types.is_dictionary(values.type) and not pa.types.is_primitive(values.type.value_type):
@@ -325,7 +325,7 @@ def field_of(batch: pa.RecordBatch, column: str # photons.t
 
 def nested_pieces(table: Table, columns: dict[str, str], after: int, rows: int = NESTED_ROWS
     ) -> Iterator[dict[str, np.ndarray]]:
-    "The lists of pulses in a file with a row for each event; the row is its number."
+    "The lists of pulses in a file with one row for each event. The row number is the event number."
     for row, batch in arrow_batches(table, columns.values(), after, rows):
         batch, row = batch.slice(max(after + 1 - row, 0)), max(row, after + 1)
         lists = {name: field_of(batch, column) for name, column in columns.items()}
@@ -342,7 +342,7 @@ def nested_pieces(table: Table, columns: dict[str, str], after: int, rows: int =
 
 # %% ../../nbs/appendix/layouts.ipynb #8b35b8cb
 def at_events(pieces: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-    "Cut pieces anew, at the borders of events."
+    "Cut pieces again, at the borders of events."
     held = None
     for piece in pieces:
         if held is not None:
@@ -381,9 +381,9 @@ class Truth:
         if not self.in_order:
             self.keep([self.held, *self.pieces])
 
-    def keep(self, parts: list[dict[str, np.ndarray]], first: int = FIRST_KEY # forget the events below it
+    def keep(self, parts: list[dict[str, np.ndarray]], first: int = FIRST_KEY # events below it are forgotten
         ) -> None:
-        "Hold these parts, in the order of the events; ValueError for an event that is there twice."
+        "Keep these parts in the order of the events. Raises ValueError for an event that is there twice."
         held = {name: np.concatenate([part[name] for part in parts]) for name in self.held}
         order = np.argsort(held['event'], kind='stable')
         order = order[np.searchsorted(held['event'], first, sorter=order):]
@@ -391,7 +391,7 @@ class Truth:
         twice = np.flatnonzero(np.diff(self.held['event']) == 0)
         if len(twice):
             raise ValueError(f'{self.table.path} {self.table.name}: event {self.held["event"][twice[0]]} is '
-                             'there twice; take one away')
+                             'there twice; remove one')
 
     def find(self, numbers: np.ndarray # (B,) int64; for two tables of a database ascending over all calls
         ) -> dict[str, np.ndarray]: # azimuth and zenith, NaN where not known, and known, each (B,)
@@ -401,7 +401,7 @@ class Truth:
             if piece is None:
                 break
             self.keep([self.held, piece], first=numbers[0])
-        event = np.append(self.held['event'], FIRST_KEY)              # one that no event has
+        event = np.append(self.held['event'], FIRST_KEY)              # a key that no event has
         at = np.searchsorted(event[:-1], numbers)
         known = event[at] == numbers
         return {'known': known} | {name: np.where(known, np.append(self.held[name], np.nan)[at], np.nan)
@@ -418,7 +418,7 @@ class EventChunk(NamedTuple):
     pulses: dict[str, np.ndarray] # (N,) float64 x, y, z or sensor; time; perhaps charge and signal
 
 def check_values(source: Source, piece: dict[str, np.ndarray]) -> None:
-    "ValueError for the first pulse with a value that makes no sense."
+    "Raise ValueError for the first pulse with a value that is not finite, or a negative charge."
     for name, column in source.columns.items():
         if name in ('event', 'signal'):
             continue
@@ -429,7 +429,7 @@ def check_values(source: Source, piece: dict[str, np.ndarray]) -> None:
                              f'{piece[name][at]}; correct it or leave the event out')
 
 def check_angles_known(source: Source, chunk: EventChunk) -> None:
-    "ValueError for the first event whose true angles are not finite, or whose zenith is out of range."
+    "Raise ValueError for the first event whose true angles are not finite, or whose zenith is out of range."
     sound = np.isfinite(chunk.azimuth) & (chunk.zenith >= 0) & (chunk.zenith <= np.pi)
     if not sound.all():
         at = int(np.argmin(sound))
@@ -463,18 +463,18 @@ def whole_chunk(source: Source, piece: dict[str, np.ndarray], # whole events
 # %% ../../nbs/appendix/layouts.ipynb #0b2b8603
 def check_once(source: Source, numbers: np.ndarray, seen: set[int] # grows
     ) -> None:
-    "ValueError for an event that came before, with other events in between."
+    "Raise ValueError for an event whose pulses lie in two places of the file."
     for number in numbers.tolist():
         if number in seen:
             raise ValueError(f'{source.pulses.path}: the pulses of event {number} lie in two places; sort '
                              f'the file by {source.layout.event}')
         seen.add(number)
 
-def event_chunks(source: Source, after: int|None = None, # key of the last event that is done with
-                 rows: int = 100_000, # pulses of a piece, about
+def event_chunks(source: Source, after: int|None = None, # key of the last finished event
+                 rows: int = 100_000, # approximate pulses of a piece
                  left_out: list|None = None # gets the keys of the events without truth, in arrays
     ) -> Iterator[EventChunk]:
-    "The events of a source in bounded memory; errors name file, event and mend."
+    "The events of a source in bounded memory. Errors name file, event and mend."
     sqlite = source.pulses.path.suffix.lower() in SQLITE
     after = (FIRST_KEY if sqlite else -1) if after is None else after
     truth = None if source.truth is None else Truth(source, after)

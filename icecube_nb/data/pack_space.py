@@ -27,14 +27,14 @@ UNITS = {'': 1, 'B': 1, 'kB': 1e3, 'KB': 1e3, 'MB': 1e6, 'GB': 1e9, 'TB': 1e12,
 
 def parse_bytes(text: str|int # such as 20GB, 1.5TB, 512MiB
     ) -> int: # bytes
-    "A size with its unit; ValueError if it is none."
+    "Read a size with its unit. Raises ValueError for anything else."
     found = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*', str(text))
     if not found or found[2] not in UNITS or float(found[1]) == 0:
         raise ValueError(f'a size is a number with a unit such as 20GB or 500MB, not {text!r}')
     return int(float(found[1])*UNITS[found[2]])
 
 def format_bytes(size: float) -> str:
-    "A size for people."
+    "A size as text, such as 1.5 GB."
     unit = next((unit for unit in ('TB', 'GB', 'MB') if size >= UNITS[unit]), 'kB')
     return f'{size/UNITS[unit]:,.3g} {unit}'
 
@@ -47,12 +47,12 @@ class PackingPlan(NamedTuple):
     folder: Path                   # prepared folder
     files: int                     # batch files
     events: int
-    size: float                    # bytes on disk, about
+    size: float                    # approximate bytes on disk
     free: int                      # bytes that are free there
     seconds: float|None = None     # None: not known yet
 
     def message(self) -> str: # one line
-        "What a person wants to know before it begins."
+        "The plan in one line, to be printed before packing begins."
         minutes = '' if self.seconds is None else f', about {max(1, round(self.seconds/60)):,} min'
         return (
             f'packing {self.files:,} batch files, {self.events:,} events: about {format_bytes(self.size)} '
@@ -60,20 +60,20 @@ class PackingPlan(NamedTuple):
         )
 
 def waiting_jobs(jobs: list[Job]) -> list[Job]:
-    "Those that have no packed file yet."
+    "The jobs that have no packed file yet."
     return [job for job in jobs if job.source.is_file() and not is_packed(job.target)]
 
 def plan_packing(jobs: list[Job], folder: Path, # to be done; prepared folder
                  share: float = PACKED_SHARE, seconds_per_byte: float|None = None # of the batch files
     ) -> PackingPlan:
-    "Look at the files without reading them."
+    "Estimate size and time from the sizes of the files, without reading them."
     raw = sum(job.source.stat().st_size for job in jobs)
     events = sum(pq.read_metadata(job.meta).num_rows for job in jobs)
     seconds = None if seconds_per_byte is None else seconds_per_byte*raw
     return PackingPlan(folder, len(jobs), events, share*raw, shutil.disk_usage(folder).free, seconds)
 
 def check_space(plan: PackingPlan) -> None:
-    "OSError in one line if the disk is too small."
+    "Raise OSError if the disk is too small."
     if plan.size > plan.free:
         raise OSError(
             f'{plan.folder} has {format_bytes(plan.free)} free, but {plan.files:,} packed files need about '
@@ -87,13 +87,14 @@ def pack_all(jobs: list[Job], folder: Path, # what to do; prepared folder
              progress: Callable[[int, int, str], None]|None = None,
              announce: Callable[[str], None]|None = None # called with a line before the packing begins
     ) -> None:
-    "Pack all files if the space suffices; OSError if it does not, and the errors of `packing.run_jobs`."
+    """Pack all files if the space suffices.
+    Raises OSError if it does not, and the errors of `packing.run_jobs`."""
     waiting = waiting_jobs(jobs)
     if waiting:
         check_space(plan_packing(waiting, folder))
     if announce and len(waiting) > 1:
         first, began = waiting[0], time.perf_counter()
-        _, error = run_job(first)                      # an error is met again below, and raised there
+        _, error = run_job(first)                      # an error comes again below, and is raised there
         raw, seconds = first.source.stat().st_size, time.perf_counter() - began
         if not error:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -116,7 +117,8 @@ class PackSpace:
 
     def open(self, path: Path # a packed file, there or not
         ) -> PackedBatch:
-        "Pack the file if it is not there, and open it; ValueError or OSError as of `packing.pack_batch`."
+        """Open a packed file, which is packed first if needed.
+        Raises ValueError or OSError, as `packing.pack_batch`."""
         with locked(self.folder):
             if not is_packed(path):
                 job = self.jobs[path]
@@ -129,7 +131,8 @@ class PackSpace:
 
     def make_room(self, size: float, but: Path # bytes for a new file; a file that must stay
         ) -> None:
-        "Drop the files that were not used for longest; OSError if there is too little space without them."
+        """Drop the files that were not used for longest.
+        Raises OSError if the space is too small without them."""
         there = {path: path.stat() for path in self.jobs if path.is_file()}
         used = sum(info.st_size for info in there.values())
         limit = min(self.limit, used + shutil.disk_usage(self.folder).free)

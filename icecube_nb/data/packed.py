@@ -55,7 +55,7 @@ CHARGE_STEP = np.log(1e6/LARGE_CHARGE_PE)/(65_535 - EXACT)       # 4.1e-4, relat
 
 def encode_charge(charge_pe: np.ndarray # (N,) photoelectrons, finite, >= 0
     ) -> np.ndarray: # (N,) uint16
-    "Charge to code: units of 0.025 pe up to 1228.8 pe, then geometric steps, at most 1e6 pe; never 0."
+    "Charge to code: units of 0.025 pe up to 1228.8 pe, then geometric steps up to 1e6 pe. Never 0."
     with np.errstate(over='ignore'): # above 1e38 is above 1e6 too
         charge_pe = np.asarray(charge_pe).astype(np.float32)
         units = charge_pe*np.float32(1/CHARGE_UNIT_PE)
@@ -71,7 +71,7 @@ def encode_charge(charge_pe: np.ndarray # (N,) photoelectrons, finite, >= 0
 
 # %% ../../nbs/appendix/packed_format.ipynb #986539c9
 def decode_charge() -> np.ndarray: # (65536,) float32, photoelectrons, > 0
-    "The charge that each code stands for; code 0 is never written and reads like code 1."
+    "The charge that each code stands for. Code 0 is never written and reads like code 1."
     code = np.maximum(np.arange(65_536), 1)
     large = LARGE_CHARGE_PE*np.exp(np.maximum(code - EXACT, 0)*CHARGE_STEP)
     return np.where(code < EXACT, code*CHARGE_UNIT_PE, large).astype(np.float32)
@@ -130,7 +130,7 @@ def encode_events(ranges: Ranges,
                   sensors: int, # S, sensors in the geometry
                   out: np.ndarray # (N, 3) uint16, is filled
     ) -> np.ndarray: # (stop - b,) int64, time of each event's first pulse, ns
-    "Check and encode some events; ValueError names file, row, event and mend."
+    "Check and encode some events. Raises a ValueError that names file, row, event and mend."
     lengths, row, keep = ranges.lengths[b:stop], int(ranges.first[b]), None
     if lengths.sum() < len(piece):
         keep = range_rows(ranges.first[b:stop] - row, lengths) # some rows belong to no event
@@ -150,7 +150,7 @@ def encode_events(ranges: Ranges,
 def pack_events(ranges: Ranges, b: int, stop: int, piece: pa.RecordBatch, sensors: int, out: np.ndarray,
                 bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
     ) -> np.ndarray: # (stop - b,) int64, time of each event's first pulse, ns; 0 for a bad one
-    "As `encode_events`, but bad events may be noted in `bad`; their codes are of no meaning."
+    "Like `encode_events`, but bad events may be noted in `bad`. Their codes have no meaning."
     try:
         return encode_events(ranges, b, stop, piece, sensors, out)
     except ValueError as fault:
@@ -171,7 +171,8 @@ def read_batch(path: Path, # a batch file of pulses
                piece_rows: int = 1 << 17, # pulses in memory at a time, besides the codes
                bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]: # offsets, codes (N, 3), first time, rows left out
-    "Read, check and encode one batch file; a bad event has no pulses; errors name file, row, event and mend."
+    """Read, check and encode one batch file.
+    A bad event gets no pulses. Errors name file, row, event and mend."""
     file = open_parquet(path, PULSES)
     rows, faults = file.metadata.num_rows, {}
     order = check_ranges(meta, rows, path, bad)
@@ -223,7 +224,7 @@ def compress_events(events: dict[str, np.ndarray], # `EVENT_COLUMNS`, (B,)
                     offsets: np.ndarray, pulses: np.ndarray, # (B+1,) int64; (N, 3) uint16
                     per_string: int # of `string_sensors`
     ) -> list[tuple[int, np.ndarray]]: # number of values, and bytes, of `BLOCK_COLUMNS`, block by block
-    "Compress a file; blocks side by side where there are cores to spare."
+    "Compress a file, several blocks at a time where there are cores to spare."
     def work(begin: int, end: int) -> list[tuple[int, np.ndarray]]:
         some = {name: values[begin:end] for name, values in events.items()}
         return compress_block(some, pulses[offsets[begin]:offsets[end]], per_string)
@@ -266,7 +267,7 @@ class CompressedPulses:
 
     def read(self, offsets: np.ndarray # (B+1,) int64 of the events
         ) -> np.ndarray: # (N, 3) uint16
-        "All pulses; ValueError if the bytes are damaged."
+        "All pulses. Raises ValueError if the bytes are damaged."
         out, begin, columns = np.empty((offsets[-1], 3), np.uint16), 0, iter(self.columns)
         with named_error(self.path, 'packed batch', 'remove it and run `prepare` again'):
             for end in self.ends.tolist():
@@ -307,7 +308,7 @@ class PackedBatch:
 
     @cached_property
     def pulses(self) -> np.ndarray: # (N, 3) uint16: codes of sensor and auxiliary flag, time, charge
-        "All pulses, read-only; unpacked when first asked for, then kept in memory."
+        "All pulses, read-only. They are unpacked at the first use and then kept in memory."
         return self.stored if isinstance(self.stored, np.ndarray) else self.stored.read(self.offsets)
 
     @property
@@ -316,10 +317,10 @@ class PackedBatch:
         return {int(event): fault for event, fault in json.loads(self.about.get('bad_events', '{}')).items()}
 
     def check_about(self) -> None:
-        "KeyError, ValueError or AttributeError for a header that lacks something."
+        "Raise KeyError, ValueError or AttributeError for a header that lacks something."
         sound = all(isinstance(fault, str) for fault in self.bad_events.values())
         if not (sound and int(self.about.get('rows_left_out', 0)) >= 0):
-            raise ValueError('its header is of another kind')
+            raise ValueError('its header is not the expected one')
 
     def __reduce__(self):
         "Pickled as its path: another process reads the file itself."
@@ -331,11 +332,11 @@ PACKED = {'event_id': pa.int64(), 'azimuth': pa.float32(), 'zenith': pa.float32(
 
 def open_blocks(path: Path, about: dict[str, str], arrays: dict[str, np.ndarray] # of `map_arrow`
     ) -> PackedBatch:
-    "The events of a file of compressed columns; its pulses stay compressed."
+    "The events of a file of compressed columns. Its pulses stay compressed."
     each, per_string = len(BLOCK_COLUMNS), int(about['per_string'])
     counts = arrays['count'].reshape(-1, each)
     if not 1 <= per_string <= 256:
-        raise ValueError('its header is of another kind')
+        raise ValueError('its header is not the expected one')
     if (counts < 0).any() or (counts != counts[:, [0]*len(EVENT_COLUMNS) + [-1]*len(PULSE_COLUMNS)]).any():
         raise ValueError('its columns are of unequal length')
     cuts = arrays['offsets'].tolist()
@@ -356,7 +357,8 @@ def open_blocks(path: Path, about: dict[str, str], arrays: dict[str, np.ndarray]
 def load_packed(path: str|Path, # a file that `prepare` wrote
                 check: bool = True # all its bytes, once a process, against the checksum
     ) -> PackedBatch:
-    "Open a packed file; pulses are unpacked when asked for; ValueError if it is truncated, changed or none."
+    """Open a packed file.
+    Pulses are unpacked at the first use. Raises ValueError if it is truncated, changed or another file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; make it with `prepare`')
@@ -369,7 +371,7 @@ def load_packed(path: str|Path, # a file that `prepare` wrote
         if 'per_string' in about:
             batch = open_blocks(path, about, arrays)
         elif arrays.keys() != {*PACKED, 'offsets'}:
-            raise ValueError('its columns are others')
+            raise ValueError('its columns are not the expected ones')
         else:
             pulses = arrays.pop('pulses')
             batch = PackedBatch(path, int(about['batch_id']), stored=pulses, **arrays, about=about)

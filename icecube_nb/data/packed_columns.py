@@ -19,7 +19,7 @@ def unsigned(dtype: type|np.dtype # of 1, 2, 4 or 8 bytes
 
 def split_bytes(values: np.ndarray # (N,) of W bytes each
     ) -> np.ndarray: # (W, N) uint8, the lowest bytes first
-    "The bytes of numbers, those of equal rank together."
+    "Split numbers into their bytes: all lowest bytes, then the next ones, and so on."
     bits = values.view(unsigned(values.dtype))
     planes = np.empty((bits.itemsize, len(bits)), np.uint8)
     for rank, plane in enumerate(planes):
@@ -29,7 +29,7 @@ def split_bytes(values: np.ndarray # (N,) of W bytes each
 def join_bytes(planes: np.ndarray, # (W, N) uint8
                dtype: type|np.dtype # of W bytes
     ) -> np.ndarray: # (N,)
-    "The way back from `split_bytes`."
+    "Undo `split_bytes`."
     if len(planes) == 1:
         return planes[0].view(dtype)
     bits = planes[0].astype(unsigned(dtype))
@@ -60,7 +60,7 @@ def split_sensors(codes: np.ndarray, # (N,) uint16, sensor codes
 def join_sensors(string: np.ndarray, position: np.ndarray, # (N,) uint8 of `split_sensors`
                  per_string: int
     ) -> np.ndarray: # (N,) uint16, sensor codes
-    "The way back from `split_sensors`."
+    "Undo `split_sensors`."
     string = string.astype(np.uint16)
     codes = (string & 0x7f)*np.uint16(per_string)
     codes += position
@@ -71,7 +71,7 @@ def join_sensors(string: np.ndarray, position: np.ndarray, # (N,) uint8 of `spli
 def split_times(codes: np.ndarray, # (N,) uint16, time codes
                 start: np.ndarray # (B,) the first row of each event that has pulses
     ) -> np.ndarray: # (N,) uint16
-    "Each time code less the one before it in the event. An event's first code stays as it is."
+    "Each time code minus the one before it in the event. An event's first code stays as it is."
     steps = np.diff(codes, prepend=codes[:1])
     steps[start] = codes[start]
     return steps
@@ -79,7 +79,7 @@ def split_times(codes: np.ndarray, # (N,) uint16, time codes
 def join_times(steps: np.ndarray, # (N,) uint16 of `split_times`, is changed
                start: np.ndarray # (B,) the first row of each event that has pulses
     ) -> np.ndarray: # (N,) uint16
-    "The way back from `split_times`: one running sum, which begins anew at each event."
+    "Undo `split_times` with one running sum, which begins anew at each event."
     if len(start) > 1:
         steps[start[1:]] -= np.add.reduceat(steps, start, dtype=np.uint16)[:-1]
     return np.cumsum(steps, dtype=np.uint16, out=steps)
@@ -90,14 +90,14 @@ FAST, THOROUGH = pa.Codec('zstd', 1), pa.Codec('zstd', 3)
 def compress(values: np.ndarray, # (N,)
              codec: pa.Codec = FAST
     ) -> np.ndarray: # (n,) uint8
-    "The numbers as few bytes."
+    "Compress numbers."
     planes = values if values.itemsize == 1 else split_bytes(values)
     return np.frombuffer(codec.compress(planes, asbytes=True), np.uint8)
 
 def decompress(data: np.ndarray, # (n,) uint8 of `compress`
                dtype: type|np.dtype, count: int # N
     ) -> np.ndarray: # (N,)
-    "The way back from `compress`; ValueError if the bytes are no numbers, or not so many."
+    "Undo `compress`. Raises ValueError if the bytes are not this many numbers."
     dtype = np.dtype(dtype)
     try:
         planes = FAST.decompress(data, count*dtype.itemsize)
@@ -126,7 +126,7 @@ def unpack_columns(columns: list[np.ndarray], # of `pack_columns`
                    lengths: np.ndarray, per_string: int,
                    out: np.ndarray # (N, 3) uint16, is filled
     ) -> None:
-    "The way back from `pack_columns`; ValueError if the columns do not fit."
+    "Undo `pack_columns`. Raises ValueError if the columns do not fit."
     string, position = (decompress(column, np.uint8, len(out)) for column in columns[:2])
     steps, charge = (decompress(column, np.uint16, len(out)) for column in columns[2:])
     out[:, 0] = join_sensors(string, position, per_string)

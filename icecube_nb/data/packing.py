@@ -63,14 +63,15 @@ def describe_bad(bad: dict # event_id to fault
 def too_many_bad(bad: int, # bad events in a batch
              events: int # all of them
     ) -> bool:
-    "More than ten and more than a tenth: then the fault is the file's."
+    "Whether more than ten events and more than a tenth are bad, so that the whole file is at fault."
     return bad > max(10, events/10)
 
 # %% ../../nbs/appendix/packing_jobs.ipynb #c92dbabd
 def read_sound(job: Job,
                meta: dict[str, np.ndarray] # column to (B,); angles of bad events become NaN
     ) -> tuple[tuple, dict[str, str]]: # of `read_batch`; event_id to fault
-    "Check and read; ValueError for a bad event, or if they are skipped for more than 10 and 10 % of them."
+    """Check and read a batch.
+    Raises ValueError for a bad event, or, if they are skipped, for more than 10 and 10 % of them."""
     bad = {} if job.skip else None
     if 'azimuth' in meta:
         check_angles(meta, job.meta, 0, bad)
@@ -83,7 +84,7 @@ def read_sound(job: Job,
     for name in ANGLES.keys() & meta.keys():
         meta[name] = meta[name].copy()
         meta[name][list(bad)] = np.nan
-    names = {str(path): path.name for path in (job.source, job.meta)} # nothing packed tells its place
+    names = {str(path): path.name for path in (job.source, job.meta)} # a packed file does not name its folder
     def short(fault):
         return next((fault.replace(p, n) for p, n in names.items() if p in fault), fault)
     return batch, {str(meta['event_id'][b]): short(bad[b]) for b in sorted(bad)}
@@ -119,19 +120,19 @@ def note_again(old: PackedBatch, source: Path # an unchanged batch file
 # %% ../../nbs/appendix/packing_jobs.ipynb #448d3dfe
 def pack_batch(job: Job
     ) -> str: # one line that says what was done
-    "Do one job, or find it done; a source that turns out bad leaves no packed file behind."
+    "Do one job, unless it is done already. A source that turns out bad leaves no packed file behind."
     name = f'{job.split} batch {job.batch_id}'
     if not job.source.is_file():
         raise FileNotFoundError(describe_missing(job.source, job.batch_id))
     if job.target.exists() and job.target.stat().st_size and not is_packed(job.target):
-        raise FileExistsError(f'{job.target} exists and is no packed batch; move it away')
+        raise FileExistsError(f'{job.target} exists and is not a packed batch; move it away')
     meta, began = read_meta(job.meta), time.perf_counter()
     detector = job.geometry.read_bytes() + folder_ice(job.geometry.parent).encode()
     made_from = fingerprint(job.split, job.source, detector,
                           *(name.encode() + values.tobytes() for name, values in meta.items()))
     try:
-        old = load_packed(job.target, check=False) # its header alone: the rest is for whoever reads it
-        same = old.about.get('fingerprint') == made_from and 'checksum' in old.about # not in the first
+        old = load_packed(job.target, check=False) # only the header; a reader checks the rest
+        same = old.about.get('fingerprint') == made_from and 'checksum' in old.about # older files lack it
         if same and is_unchanged(job.source, old.about) and (job.skip or not old.bad_events):
             note_again(old, job.source)
             return f'{name}: unchanged{describe_bad(old.bad_events)}'
@@ -158,7 +159,7 @@ def pack_batch(job: Job
 # %% ../../nbs/appendix/packing_jobs.ipynb #a4818cdc
 def run_job(job: tuple # the fields of a `Job`
     ) -> tuple[str, Exception|None]: # what was done, or what went wrong
-    "Errors come back as values, so that one bad file does not stop the others."
+    "Do one job and return its error, so that one bad file does not stop the others."
     job = Job(*job)
     try:
         return pack_batch(job), None
@@ -170,7 +171,7 @@ def run_jobs(jobs: list[Job],
              workers: int|None = None, # processes; None is one a core, and one for each 64 MB to read
              progress: Callable[[int, int, str], None]|None = None # called with jobs done, all jobs, a line
     ) -> None:
-    "Pack all batches; then raise the first error, if there was one."
+    "Pack all batches, then raise the first error, if any."
     size = sum(job.source.stat().st_size for job in jobs if job.source.is_file())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = min(cores, size >> 26) if workers is None else workers
@@ -206,7 +207,8 @@ def plan_jobs(data: Path, folder: Path, # competition files; prepared folder
               batches: list[int]|None, # which batch ids; None is all
               skip: bool = False # leave bad events without pulses
     ) -> list[Job]: # by split and batch_id
-    "Split the meta files that are there; ValueError, FileNotFoundError if nothing is left to do."
+    """Split the meta files and list the batches to pack.
+    Raises ValueError or FileNotFoundError if there are none."""
     there = [s for s in splits if (data/f'{s}_meta.parquet').is_file()]
     if not there:
         names = ' or '.join(f'{split}_meta.parquet' for split in splits)

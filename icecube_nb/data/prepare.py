@@ -46,7 +46,7 @@ class Prepared:
 
     @property
     def angle_bins(self) -> AngleBins|None:
-        "The bins fitted to the training events; None if there were none to fit."
+        "The bins fitted to the training events, or None if there were none to fit."
         path = self.folder/'angle_bins_128.json'
         if not path.is_file():
             return None
@@ -62,7 +62,7 @@ class Prepared:
 # %% ../../nbs/01_preprocess.ipynb #b7617edc
 def open_prepared(folder: str|Path # a folder that `prepare` filled
     ) -> Prepared: # with all packed batches that are there
-    "Look at a prepared folder without making anything; FileNotFoundError if it is none."
+    "Open a prepared folder without making anything. Raises FileNotFoundError if it is not one."
     folder = Path(folder)
     if not (folder/'sensor_geometry.csv').is_file():
         raise FileNotFoundError(f'{folder} is not a prepared folder; make it with `prepare`')
@@ -79,7 +79,7 @@ def was_prepared(folder: Path) -> bool:
 # %% ../../nbs/01_preprocess.ipynb #dc040001
 def files_for_later(jobs: list[Job] # of all files
     ) -> list[Job]: # those that are packed when training asks for them
-    "The training files but those that validate, which are needed all the time."
+    "The training files that can be packed later: all but those for validation."
     _, validation = split_batches(job.batch_id for job in jobs if job.split == 'train')
     return [job for job in jobs if job.split == 'train' and job.batch_id not in validation]
 
@@ -87,7 +87,7 @@ def files_for_later(jobs: list[Job] # of all files
 def prepare(data: str|Path, # competition files
             cache: str|Path|None = None, # prepared folder; None is `packed_folder(data)`
             batches: Iterable[int]|None = None, # batch ids of either split; None is all
-            splits: tuple[str, ...] = ('train', 'test'), # those without a meta file are passed over
+            splits: tuple[str, ...] = ('train', 'test'), # splits without a meta file are skipped
             workers: int|None = None, # processes, see `packing.run_jobs`
             progress: Callable[[int, int, str], None]|None = None, # called with jobs done, all jobs, a line
             on_bad_event: str = 'error', # or `skip`: leave it without pulses and note it in the packed file
@@ -95,14 +95,15 @@ def prepare(data: str|Path, # competition files
             # bytes for packed training files, which are packed when needed; None: all now
             pack_space: int|None = None
     ) -> Prepared: # with the batches asked for
-    "Check, split, bin and pack a folder, as far as that is not done yet; errors as in `packing.pack_batch`."
+    """Check, split, bin and pack a folder.
+    What is done already is kept. Raises the errors of `packing.pack_batch`."""
     data, skip = Path(data), on_bad_event == 'skip'
     if on_bad_event not in ('error', 'skip'):
         raise ValueError(f'on_bad_event is error or skip, not {on_bad_event!r}')
-    if len(read_geometry(data/'sensor_geometry.csv')) > MAX_SENSORS: # also raises for a bad one
+    if len(read_geometry(data/'sensor_geometry.csv')) > MAX_SENSORS: # also raises for a bad table
         raise ValueError(f'{data/"sensor_geometry.csv"} has more than {MAX_SENSORS:,} sensors, which cannot '
                          'be packed; leave some out')
-    folder_ice(data)                                                # raises for a bad one
+    folder_ice(data)                                                # raises for a bad table
     folder = check_folder(cache or packed_folder(data), 'prepared folder', was_prepared)
     with locked(folder, progress):
         mark_folder(folder, 'prepared folder')

@@ -26,7 +26,8 @@ def event_numbers(packed: PackedBatch,
                   events: np.ndarray, # (E,) numbers of events that have pulses
                   position_m: np.ndarray # (S, 3) of the sensors
     ) -> dict[str, np.ndarray]: # name to (E,)
-    "Pulses, duration, middle charge, share of auxiliary pulses, and the way from pulse to pulse."
+    """Number of pulses, duration, median charge, share of auxiliary pulses and median step from pulse to
+    pulse."""
     rows = [slice(*packed.offsets[b:b + 2]) for b in events]
     times, charges = decode_time(), decode_charge()
     found = {'pulses': [], 'duration_ns': [], 'charge_pe': [], 'auxiliary': [], 'step_m': []}
@@ -64,7 +65,7 @@ def join_numbers(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]: #
 
 def quantiles_of(numbers: dict[str, np.ndarray] # of `sampled_numbers`
     ) -> dict[str, list[float]]: # name to 21 quantiles; empty without an event that has pulses
-    "What events look like."
+    "The distribution of each number over the events."
     return {name: np.quantile(values, SHARES).round(4).tolist() for name, values in numbers.items()
             if len(values)}
 
@@ -93,7 +94,7 @@ def record_bytes(record: dict) -> bytes:
 
 def read_record(checkpoint: Path # a checkpoint folder
     ) -> dict|None: # None if it is from before checkpoints kept it
-    "The record of a checkpoint; ValueError if it is broken."
+    "The record of a checkpoint. Raises ValueError if it is broken."
     path = checkpoint/RECORD
     if not path.is_file():
         return None
@@ -106,7 +107,7 @@ def read_record(checkpoint: Path # a checkpoint folder
     except (KeyError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
-        raise ValueError(f'{path} is no record of events; copy the whole checkpoint folder again')
+        raise ValueError(f'{path} is not a record of events; copy the whole checkpoint folder again')
     return record
 
 # %% ../../nbs/appendix/data_record.ipynb #da7a0014
@@ -114,7 +115,7 @@ def check_same_events(run: Path, # a run that goes on
                       known: dict|None, # its record; None: of an earlier version
                       here: dict # the record of the events it is given now
     ) -> None:
-    "ValueError that says which batch files are others than before."
+    "Raise a ValueError that names the batch files that have changed since the run began."
     if known is None:
         return
     before, now = known['batches'], here['batches']
@@ -129,12 +130,12 @@ def check_same_events(run: Path, # a run that goes on
                          'changed); restore it, or begin a new run with --start-from')
 
 # %% ../../nbs/appendix/data_record.ipynb #da7a0018
-ALIKE = 0.1, 0.9                   # where the middle event may lie among the learned ones
-LEAST_EVENTS = 30                  # that are compared
+ALIKE = 0.1, 0.9                   # quantiles of the learned events that the median event must lie between
+LEAST_EVENTS = 30                  # least number of events to compare
 
 def unlike(known: dict, # record of a checkpoint
            here: dict[str, list[float]] # `quantiles_of` the events to be answered
-    ) -> list[str]: # a part of a sentence for each number that is off
+    ) -> list[str]: # a part of a sentence for each number that differs
     "How some events differ from those that were learned from."
     found = []
     for name, values in known['quantiles'].items():
@@ -160,5 +161,5 @@ def describe_unlike(name: str|Path, # of the run
     found = unlike(known, quantiles_of(sampled_numbers(files, prepared.geometry_path)))
     if not found:
         return ''
-    return (f'{prepared.folder} does not look like what {name} has learned from, in the middle event: '
+    return (f'{prepared.folder} does not look like what {name} has learned from, by its median event: '
             f'{"; ".join(found)}; check units, flags and sensors')

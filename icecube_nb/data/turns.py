@@ -22,7 +22,7 @@ from ..physics.detector import POSITION_UNIT_M, Detector, recognise_detector
 
 # %% ../../nbs/appendix/turns.ipynb #c5c41006
 class Turns(NamedTuple):
-    "How some events are turned."
+    "How some events are rotated and mirrored."
     detector: Detector      # whose grid looks the same afterwards
     times: np.ndarray       # (B,) int64, turns by 1/detector.turns of a circle
     mirrored: np.ndarray    # (B,) bool, reflected before that
@@ -30,7 +30,7 @@ class Turns(NamedTuple):
 def symmetric_detector(sensors: np.ndarray, # (S, 6) of `detector.sensor_features`
                        turns: bool, mirrors: bool # what is asked for
     ) -> Detector|None: # None: nothing is asked for
-    "The detector with these sensors; ValueError if it looks another way after a turn, or in a mirror."
+    "The detector with these sensors. Raises ValueError if a turn, or a mirror, would change its grid."
     if not (turns or mirrors):
         return None
     places = pd.DataFrame(sensors[:, :3]*POSITION_UNIT_M, columns=['x', 'y', 'z'])
@@ -44,7 +44,7 @@ def symmetric_detector(sensors: np.ndarray, # (S, 6) of `detector.sensor_feature
 
 # %% ../../nbs/appendix/turns.ipynb #c5c41007
 def plane_maps(turns: Turns) -> np.ndarray: # (B, 2, 3) float32: factors of x and y, and the shift, over 500 m
-    "What turns the places of each event."
+    "The affine map that rotates and mirrors the positions of each event."
     angle = np.asarray(turns.times)*(2*np.pi/turns.detector.turns)                      # (B,)
     axis = 2*(turns.detector.mirror_azimuth_rad or 0.0)
     sign = np.where(turns.mirrored, -1.0, 1.0)                                          # of the second column
@@ -55,7 +55,7 @@ def plane_maps(turns: Turns) -> np.ndarray: # (B, 2, 3) float32: factors of x an
     return np.concatenate([matrix, (centre - matrix @ centre)[:, :, None]], 2).astype(np.float32)
 
 def turn_tokens(tokens: Tokens, turns: Turns) -> Tokens: # (B,) events each
-    "The same tokens, whose sensors stand elsewhere."
+    "The same tokens with rotated sensor positions."
     return replace(tokens, maps=to_device(plane_maps(turns), tokens.offsets.device))
 
 def turn_azimuth(azimuth: np.ndarray, # (B,) float32 rad; NaN stays
@@ -65,12 +65,12 @@ def turn_azimuth(azimuth: np.ndarray, # (B,) float32 rad; NaN stays
     return np.where(found >= 2*np.pi, np.float32(0), found)
 
 # %% ../../nbs/appendix/turns.ipynb #c5c4100c
-MIXED_FOR_TURNS = 0x7475726e    # makes these draws others than those of the pulses
+MIXED_FOR_TURNS = 0x7475726e    # makes these draws independent of those of the pulses
 
 def draw_turns(detector: Detector, data: DataConfig, # of `symmetric_detector`
                key: np.ndarray, number: np.ndarray # (B,) int64 of the events, see `event_seeds`
     ) -> Turns:
-    "One turn for each event, all alike likely."
+    "Draw one turn for each event, all equally likely."
     drawn = mix_bits(event_seeds(key, number) ^ np.int64(MIXED_FOR_TURNS))
     times = (drawn >> 32 & 0x7fffffff) % detector.turns if data.turns else np.zeros_like(drawn)
     mirrored = drawn & 1 == 1 if data.mirrors else np.zeros(len(drawn), bool)
@@ -83,7 +83,7 @@ def equal_turns(detector: Detector, times: int, events: int) -> Turns:
 # %% ../../nbs/appendix/turns.ipynb #c5c4100f
 def spread_turns(detector: Detector, number: int # of turns
     ) -> list[int]: # as `Turns.times`, 0 first
-    "Turns that lie evenly in the circle; ValueError if the grid does not allow that number."
+    "Turns spread evenly over the circle. Raises ValueError if the grid does not allow that number."
     if number < 1 or detector.turns % number:
         allowed = [str(n) for n in range(1, detector.turns + 1) if detector.turns % n == 0]
         raise ValueError(f'--turns {number} does not fit detector {detector.name}; give {", ".join(allowed)}')

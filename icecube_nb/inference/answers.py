@@ -36,7 +36,7 @@ RENAMED = {'by_cheap': 'by_fallback'}   # columns of files that version 0.1 wrot
 def read_answers(path: str|Path, # a file of `write_answers`
                  names: list[str]|None = None # which columns; None is all
     ) -> dict[str, np.ndarray]: # name to (B,) or (B, n), views of the file where possible
-    "Map the answers to one batch file into memory; ValueError if it is damaged or lacks a column."
+    "Map the answers to one batch file into memory. Raises ValueError if it is damaged or lacks a column."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; make it with `predict --dump`')
@@ -77,7 +77,7 @@ ONE_VALUE = {'event_id': 'i', 'network': 'i', 'answered': 'b', 'by_long': 'b', '
 
 @dataclass(frozen=True)
 class Dump:
-    "The files of a dump as one table of R rows; `columns` are views of the files."
+    "The files of a dump as one table of R rows. `columns` are views of the files."
     files: tuple[Path, ...]
     columns: tuple[dict[str, np.ndarray], ...] # of each file: name to (R_i,) or (R_i, n)
     starts: np.ndarray             # (files + 1,) the row at which each file begins
@@ -92,7 +92,7 @@ class Dump:
         return fingerprint(*(f'{path.name} {fingerprint_of(path)}' for path in self.files))
 
     def require(self, *names: str) -> None:
-        "ValueError for a column that the files lack."
+        "Raise ValueError for a column that the files lack."
         for name in names:
             if name not in self.columns[0]:
                 raise ValueError(f'{self.files[0]} has no column {name}; remove it and run `predict --dump` '
@@ -100,7 +100,7 @@ class Dump:
 
     def take(self, name: str, rows: np.ndarray # (r,) row numbers
         ) -> np.ndarray: # (r,) or (r, n)
-        "Rows of one column; ValueError if there is none of this name."
+        "Rows of one column. Raises ValueError if there is no such column."
         self.require(name)
         which = np.searchsorted(self.starts, rows, side='right') - 1                        # (r,)
         out = np.empty((len(rows), *self.columns[0][name].shape[1:]), self.columns[0][name].dtype)
@@ -110,7 +110,7 @@ class Dump:
         return out
 
     def column(self, name: str) -> np.ndarray: # (R,) or (R, n)
-        "One whole column; ValueError if there is none of this name."
+        "One whole column. Raises ValueError if there is no such column."
         self.require(name)
         return np.concatenate([columns[name] for columns in self.columns])
 
@@ -123,14 +123,14 @@ def open_dump(folder: str|Path, # of `predict --dump`
               batches: list[int]|None = None, # batch ids; None takes all
               need: tuple[str, ...] = () # columns that must be there
     ) -> Dump:
-    "Map a dump into memory; FileNotFoundError or ValueError names the file and the mend."
+    "Map a dump into memory. Raises FileNotFoundError or ValueError, which name the file and the mend."
     folder = Path(folder)
     there = {int(p.stem.removeprefix('answers_')): p for p in folder.glob('answers_*.arrow')}
     if not there:
         raise FileNotFoundError(f'{folder} holds no dump; make one with `predict --dump {folder}`')
     for b in batches or []:
         if b not in there:
-            raise FileNotFoundError(f'{folder} has no batch {b} but {sorted(there)}; add it with '
+            raise FileNotFoundError(f'{folder} has no batch {b}, only {sorted(there)}; add it with '
                                     f'`predict --dump {folder} --batches {b}`')
     files = [there[b] for b in (sorted(there) if batches is None else sorted(set(batches)))]
     columns = [read_answers(path) for path in files]
@@ -168,7 +168,7 @@ def fold_of(event_id: np.ndarray, # (B,) int64
 
 # %% ../../nbs/appendix/answers.ipynb #f0a50021
 def usable_rows(dump: Dump) -> np.ndarray: # (r,) row numbers
-    "Rows that were answered and whose truth is known; ValueError if there are none."
+    "Rows that were answered and whose truth is known. Raises ValueError if there are none."
     rows = np.flatnonzero(dump.column('answered') & np.isfinite(dump.column('true_zenith')))
     if not len(rows):
         raise ValueError(f'{dump.files[0].parent} knows no true directions; dump training batches: '
@@ -182,11 +182,12 @@ def true_directions(dump: Dump, rows: np.ndarray # (r,)
 
 # %% ../../nbs/appendix/answers.ipynb #5a0e1f02
 def network_of(dump: Dump) -> int: # 60 bits of a hash of weights and settings
-    "Which network answered a dump, apart from its run for long events; ValueError if it is not one network."
+    """Which network answered a dump, apart from its run for long events.
+    Raises ValueError if it is not one network."""
     found = {}
     for path, columns in zip(dump.files, dump.columns):
         if not {'network', 'by_long'} <= columns.keys():
-            raise ValueError(f'{path} does not say of which network it is; remove it and run '
+            raise ValueError(f'{path} does not say which network answered; remove it and run '
                              '`predict --dump` again')
         here = columns['network'][~columns['by_long']]
         found |= {int(number): path for number in np.unique(here[here != 0])}  # 0: the fallback
@@ -198,7 +199,7 @@ def network_of(dump: Dump) -> int: # 60 bits of a hash of weights and settings
     return next(iter(found))
 
 def options_of_dump(dump: Dump) -> str:
-    "The options that a dump was made with; ValueError if its files differ."
+    "The options that a dump was made with. Raises ValueError if its files differ."
     found = {options_of(path): path for path in dump.files}
     if len(found) > 1:
         raise ValueError(f'{" and ".join(map(str, found.values()))} were made with different options; remove '

@@ -48,7 +48,7 @@ def kappa_of_length(length: np.ndarray # (...,) of a mean vector, 0 to 1
 def own_uncertainty(answers: dict[str, np.ndarray], # columns of a file of answers of one network
                     head: str # that is submitted
     ) -> pd.DataFrame: # pulses, kappa, angular_error_rad, radius_50, ..., by event_id
-    "What a network says of its own answers; an event without an answer may come from anywhere."
+    "How uncertain a network says its answers are. An event without an answer may come from anywhere."
     confidence = np.nan_to_num(answers[f'{head}_confidence'])
     kappa = kappa_of_length(confidence) if head == 'classes' else confidence
     kappa = np.where(answers['answered'] & ~answers['by_fallback'], kappa, 0.0)
@@ -58,17 +58,17 @@ def own_uncertainty(answers: dict[str, np.ndarray], # columns of a file of answe
 
 def uncertainties(paths: list[Path], head: str # files of answers of one network
     ) -> pd.DataFrame: # by event_id
-    "The same for several files."
+    "`own_uncertainty` of several files."
     return pd.concat([own_uncertainty(read_answers(path), head) for path in paths])
 
 # %% ../../nbs/appendix/answer_formats.ipynb #e84aac73
 def user_directions(data: Path # a folder that `convert` made
     ) -> str: # `from` or `to`
-    "Which way the angles of the user's files point; ValueError if the folder does not say so."
+    "Which way the angles of the user's files point. Raises ValueError if the folder does not say so."
     direction = read_note(data/'conversion.json').get('direction')
     if direction not in ('from', 'to') or not (data/'event_ids.parquet').is_file():
-        raise ValueError(f'{data} does not say which events its own are; --format events is for folders that '
-                         '`icecube-nb convert` made: run it again to bring the notes up to date')
+        raise ValueError(f'{data} does not say which events it was converted from; --format events needs a folder '
+                         'that `icecube-nb convert` made: run it again to bring the notes up to date')
     return direction
 
 def events_table(table: pd.DataFrame, # event_id, azimuth, zenith, and perhaps uncertainties
@@ -98,7 +98,7 @@ FORMATS = {'csv': ('.csv',), 'parquet': ('.parquet',), 'events': ('.parquet', '.
 
 def check_format(name: str|None, # a key of `FORMATS`; None: as the suffix says
                  output: OutputFile) -> None:
-    "ValueError for a format that there is not, or a file that is called otherwise."
+    "Raise ValueError for an unknown format, or a file with the suffix of another one."
     if name is None:
         return
     if name not in FORMATS:
@@ -113,7 +113,7 @@ def check_output(out: str|Path|None, # None: submission.csv, or another suffix i
                  name: str|None, # a key of `FORMATS`
                  data: Path # the folder to be answered
     ) -> OutputFile:
-    "Where the answers may be written; errors as in `outputs.check_file` and `check_format`."
+    "Check where the answers may be written. Raises the errors of `outputs.check_file` and `check_format`."
     suffix = FORMATS.get(name, ('.csv',))[0]
     output = check_file(out or f'submission{suffix}', 'predict')
     check_format(name, output)
@@ -126,7 +126,7 @@ def format_table(name: str|None, # a key of `FORMATS`, or None
                  table: pd.DataFrame, # event_id, azimuth, zenith, and perhaps uncertainties
                  data: Path # the folder that was answered
     ) -> pd.DataFrame: # as it is written
-    "The answers in a format; the rows keep their order, those of `events` are in that of the user's files."
+    "The answers in a format. The rows keep their order, except that `events` follows the user's files."
     if name == 'csv':
         table = table[['event_id', 'azimuth', 'zenith']]
     return events_table(table, data) if name == 'events' else table

@@ -60,7 +60,7 @@ def with_truth(
 def first_batch(
     folder: str | Path, # competition files, genuine or simulated
 ) -> Batch:
-    "The first batch of the training files; of the test files in a folder without them."
+    "The first training batch, or the first test batch in a folder without training files."
     folder = Path(folder)
     for split in ('train', 'test'):
         path = folder/f'{split}_meta.parquet'
@@ -79,7 +79,7 @@ def check_columns(
     columns: list[str], # what it must have
     name: str, # what to call it in the error
 ) -> None:
-    "A ValueError that names the columns a table lacks."
+    "Raise a ValueError that names the columns a table lacks."
     missing = [column for column in columns if column not in table]
     if missing:
         raise ValueError(f'{name} lacks column(s) {missing}: it has {list(table)}')
@@ -142,13 +142,13 @@ def find_meta(
     folder: Path, # competition files, genuine or simulated
     event_id: int,
 ) -> tuple[str, pd.DataFrame]: # `train` or `test`, and the event's row, with azimuth and zenith where known
-    "Look an event up in the meta files of a folder; ValueError if it is in none."
+    "Find an event in the meta files of a folder. Raises ValueError if it is in none."
     only = [('event_id', '==', event_id)]
     for split in ('train', 'test'):
         path = folder/f'{split}_meta.parquet'
         meta = read_frame(path, filters=only) if path.is_file() else []
         if len(meta) > 1:
-            raise ValueError(f'{path} lists event {event_id} {len(meta)} times; take the others away')
+            raise ValueError(f'{path} lists event {event_id} {len(meta)} times; remove the others')
         if len(meta):
             return split, with_truth(meta.astype({'event_id': 'int64'}), folder, split)
     ids = ', '.join(map(str, first_event_ids(folder))) or 'none'
@@ -217,7 +217,7 @@ def pulse_style(
 def charge_weights(
     pulses: pd.DataFrame, # column charge_pe
 ) -> np.ndarray: # (N,)
-    "The charges as weights of a mean; equal weights where all are zero."
+    "The charges as weights of a mean. The weights are equal where all charges are zero."
     charge = pulses.charge_pe.to_numpy(float)
     return charge if charge.sum() > 0 else np.ones(len(charge))
 
@@ -242,7 +242,7 @@ def event_display(
     zenith_rad: float | None = None,
     ax: Axes | None = None, # of projection '3d'; made here if not given
 ) -> Axes: # with a colour bar of time
-    "An event in space, seen from the side of its true direction; colour = time, size = charge."
+    "Draw an event in space, seen from the side of its true direction. Colour is time, size is charge."
     if ax is None:
         _, ax = plt.subplots(figsize=(7.5, 6), dpi=90, layout='constrained',
                                         subplot_kw={'projection': '3d'})
@@ -292,7 +292,7 @@ def show_event(
     geometry: pd.DataFrame, # columns x, y, z [m] of all sensors
     title: str | None = None, # default: which event it is
 ) -> Figure: # two panels
-    "An event in space, and its height against time; with the true direction where it is known."
+    "Draw an event in space and its height against time, with the true direction where it is known."
     fig = plt.figure(figsize=(11, 4.6), dpi=80, layout='constrained')
     grid = fig.add_gridspec(1, 2, width_ratios=[1.2, 1])
     left = fig.add_subplot(grid[0], projection='3d')

@@ -39,7 +39,7 @@ class DetectorRecord:
 
     @cached_property
     def geometry_hash(self) -> str: # 16 hexadecimal digits
-        "Equal for equal places."
+        "A hash of the positions, equal for equal ones."
         return hashlib.blake2b(self.geometry.astype('<f4').tobytes(), digest_size=8).hexdigest()
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class DetectorRecord:
 
     @property
     def identity(self) -> tuple[str, str]:
-        "Equal for equal places in equal ice."
+        "Positions and ice, equal for equal ones."
         return self.geometry_hash, self.ice
 
     def note(self) -> dict: # for JSON
@@ -74,7 +74,7 @@ def folder_detector(prepared: Prepared) -> DetectorRecord:
 # %% ../../nbs/appendix/checkpoints.ipynb #8fe1e9fb
 def check_files(folder: Path # a checkpoint folder
     ) -> None:
-    "ValueError names the first file that is not as it was written; a folder without checksums passes."
+    "Raise a ValueError that names the first file that has changed. A folder without checksums passes."
     path = folder/'checksums.json'
     if not path.is_file():
         return # the first checkpoints, and converted ones, have none
@@ -94,7 +94,7 @@ def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must no
                     more: dict[str, bytes]|None = None, # further files by name
                     detectors: Sequence[DetectorRecord] = () # that the network learned for
     ) -> Path: # the folder
-    "Write a checkpoint folder that is complete or absent; FileExistsError if it is there already."
+    "Write a checkpoint folder that is complete or absent. Raises FileExistsError if it is there already."
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; choose another run folder or remove it')
@@ -112,7 +112,7 @@ def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must no
 # %% ../../nbs/appendix/checkpoints.ipynb #421677b2
 def find_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     ) -> Path: # the checkpoint folder to load
-    "The last complete checkpoint of `run`; FileNotFoundError says what was looked for."
+    "The last complete checkpoint of `run`. Raises a FileNotFoundError that says what was looked for."
     run = Path(run)
     if (run/'weights.safetensors').is_file():
         return run
@@ -126,7 +126,7 @@ def find_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
 # %% ../../nbs/appendix/checkpoints.ipynb #35f2de56
 def check_finite(weights: dict[str, np.ndarray], path: Path # name to array; where they come from
     ) -> None:
-    "ValueError for weights with NaN or infinity, which answer nothing."
+    "Raise ValueError for weights with NaN or infinity, with which a network cannot answer."
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise ValueError(f'{path} has NaN or infinity in {name}, so it answers nothing; use an '
@@ -134,7 +134,7 @@ def check_finite(weights: dict[str, np.ndarray], path: Path # name to array; whe
 
 def read_angle_bins(path: Path, config: Config # of the same checkpoint
     ) -> dict[str, list[float]]: # name to values [rad]
-    "The angle bins of a checkpoint; ValueError if they are broken or do not fit the network."
+    "The angle bins of a checkpoint. Raises ValueError if they are broken or do not fit the network."
     try:
         bins = {name: list(values) for name, values in read_json(path).items()}
         arrays = [np.array(values, float) for values in bins.values()]
@@ -153,16 +153,16 @@ def read_angle_bins(path: Path, config: Config # of the same checkpoint
 # %% ../../nbs/appendix/checkpoints.ipynb #c9b9239e
 def read_config(checkpoint: Path # a checkpoint folder
     ) -> Config:
-    "The settings of a checkpoint; errors name the file."
+    "The settings of a checkpoint. Errors name the file."
     path = checkpoint/'config.json'
     return from_json(read_regular(path, MOST_JSON).decode(errors='replace'), str(path))
 
 def read_checkpoint(folder: Path # of a checkpoint
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
-    "Read a checkpoint; ValueError names the file that is missing or broken and the mend."
+    "Read a checkpoint. Raises a ValueError that names the missing or broken file and the mend."
     for name in ('config.json', 'angle_bins.json'):
         if not (folder/name).is_file():
-            raise ValueError(f'{folder} has no {name}, or one that is no file; copy the whole checkpoint '
+            raise ValueError(f'{folder} has no {name}, or one that is not a file; copy the whole checkpoint '
                              'folder')
     check_files(folder)
     config = read_config(folder)
@@ -177,7 +177,8 @@ def read_checkpoint(folder: Path # of a checkpoint
 
 def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
-    "Read the last checkpoint of `run`; errors as of `read_checkpoint`; FileNotFoundError if it is gone."
+    """Read the last checkpoint of `run`.
+    Raises the errors of `read_checkpoint`, or FileNotFoundError if it is gone."""
     folder = find_checkpoint(run)
     need_memory(512, f'a network such as {folder}')
     try:
@@ -191,7 +192,7 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
 # %% ../../nbs/appendix/checkpoints.ipynb #c7d0a004
 def read_detectors(checkpoint: Path # a checkpoint folder
     ) -> list[DetectorRecord]: # empty if it is from before checkpoints kept them
-    "The arrays that a checkpoint learned for; ValueError if they cannot be read."
+    "The arrays that a checkpoint learned for. Raises ValueError if they cannot be read."
     if not (checkpoint/'detector.json').is_file():
         return []
     try:
@@ -209,9 +210,9 @@ def read_detectors(checkpoint: Path # a checkpoint folder
 
 def check_detector(checkpoint: str|Path, # a checkpoint folder, or a run
                    prepared: Prepared, # the events to answer
-                   other_detector: bool = False # answer those of another one all the same
+                   other_detector: bool = False # also answer those of another one
     ) -> None:
-    "ValueError if the events come from another detector than those the network learned for."
+    "Raise ValueError if the events come from another detector than those the network learned for."
     folder = find_checkpoint(checkpoint)
     known, here = read_detectors(folder), folder_detector(prepared)
     if not known or other_detector:
@@ -225,7 +226,7 @@ def check_detector(checkpoint: str|Path, # a checkpoint folder, or a run
 def check_same_sensors(run: Path, # a run that goes on
                        here: Sequence[DetectorRecord] # of the folders it is given now
     ) -> None:
-    "ValueError if the sensors stand elsewhere than when the run began."
+    "Raise ValueError if the sensors have moved since the run began."
     known = read_detectors(find_checkpoint(run))
     if known and [d.geometry_hash for d in known] != [d.geometry_hash for d in here]:
         learned, given = (' and '.join(map(str, records)) for records in (known, here))
@@ -236,7 +237,8 @@ def check_same_sensors(run: Path, # a run that goes on
 def unlike_run(run: str|Path, # a trained run
                data: Path # sound competition files
     ) -> list[str]: # a line for each difference
-    "How a folder differs from what a run has learned from; a few batch files are packed elsewhere for that."
+    """How a folder differs from what a run has learned from.
+    A few batch files are packed in a temporary folder."""
     checkpoint, found = find_checkpoint(run), {}
     for meta in (data/f'{split}_meta.parquet' for split in ('train', 'test')):
         if not meta.is_file():
@@ -271,7 +273,7 @@ def with_folder_ice(config: Config, # of a run that is to begin, or to go on
 def sensors_of_run(prepared: Prepared, # the folder to be answered
                    data: DataConfig # settings of the run
     ) -> np.ndarray: # (S, 6) of `detector.sensor_features`
-    "What the network of a run is told about each sensor; a warning if the folder has another ice."
+    "What the network of a run is told about each sensor. Warns if the folder has another ice."
     here = folder_ice(prepared.folder)
     ice = here if data.own_ice else data.ice
     if ice != here:

@@ -34,7 +34,7 @@ from .runs import remove_checkpoints
 
 # %% ../../nbs/appendix/run_state.ipynb #d4ef5552
 def make_optimiser(model: nn.Module, config: Config) -> torch.optim.Optimizer|JointOptimiser:
-    "AdamW with decay on Linear weights and none on the rest; Muon for hidden matrices if the config says so."
+    "AdamW with weight decay on Linear weights only. Muon takes the hidden matrices if the config says so."
     c = config.train
     if c.optimiser not in ('adamw', 'muon'):
         raise ValueError(f'train.optimiser is adamw or muon, not {c.optimiser!r}')
@@ -119,9 +119,9 @@ def new_state(config: Config, angle_bins: dict[str, list[float]], device: str = 
 # %% ../../nbs/appendix/run_state.ipynb #c1d20a08
 def attention_for(state: State, precision: str # a key of `PRECISION`
     ) -> tuple[str, str]: # the backend, and why
-    """The attention backend for a precision; ValueError if the one asked for cannot run at the start.
-
-    Later in a run it gives way to the automatic choice: a change of precision must not end a run."""
+    """The attention backend for a precision.
+    Raises ValueError if the one asked for cannot run at the start. Later in a run the automatic choice
+    replaces it, because a change of precision must not end a run."""
     model, asked = state.config.model, state.config.train.attention
     place = state.device, PRECISION[precision] or torch.float32, model.width//model.heads
     try:
@@ -168,7 +168,7 @@ def describe(state: State) -> str: # one line
 def average_share(config: TrainConfig, step: int, # steps so far, 0 at the first call
                   averaged: int # of them, those in the tail, with this one
     ) -> float: # of the new weights in their running mean
-    "A mean with a memory, which grows from none to `average_decay`; or of all steps of the tail alike."
+    "A mean with a memory that grows up to `average_decay`, or of all steps of the tail alike."
     if config.average_tail:
         return 1/max(1, averaged)
     return 1 - min(config.average_decay, (1 + step)/(10 + step))
@@ -176,7 +176,8 @@ def average_share(config: TrainConfig, step: int, # steps so far, 0 at the first
 @torch.no_grad()
 def update_average(state: State # changed in place; it has an average
     ) -> None:
-    "One more step in the running mean of the weights; before the tail begins, a copy of the last."
+    """Add one step to the running mean of the weights.
+    Before the tail begins, the mean is a copy of the last step."""
     c = state.config.train
     state.averaged = state.averaged + 1 if c.average_tail and state.done >= 1 - c.average_tail else 0
     weights = list(state.average.parameters()), list(state.model.parameters())
@@ -189,7 +190,7 @@ COUNTERS = ('step', 'epoch', 'batch', 'events', 'seconds', 'skipped', 'bad', 'fa
 def save_state(state: State, # `window`, `skipped` and `bad` have been read from the device
                run: Path # run folder
     ) -> Path: # the checkpoint
-    "Write `run/checkpoints/step_...`, complete or not at all; the first process does."
+    "Write `run/checkpoints/step_...`, complete or not at all. Only the first process does."
     folder = run/f'checkpoints/step_{state.step:08d}'
     if state.processes.rank:
         return folder
@@ -214,7 +215,7 @@ RESUMABLE_CHANGES = ('log_every', 'save_every', 'keep_last', 'validation_events'
                      'pulse_budget', 'predict_pulses')
 
 def check_same(kept: Config, config: Config, run: Path) -> None:
-    "ValueError names what differs between a run's settings and those it is to go on with."
+    "Raise a ValueError that names what differs between a run's settings and those it is to continue with."
     a, b = (json.loads(to_json(c)) for c in (kept, config))
     other = [f'{g}.{k} {v!r}, not {b[g][k]!r}' for g in ('model', 'data', 'train')
              for k, v in a[g].items() if v != b[g][k] and k not in RESUMABLE_CHANGES]
@@ -229,10 +230,10 @@ COUNTER_TYPES = {'seconds': float, 'best': float, 'fallen': bool, 'window': list
 
 def read_saved(path: Path, state: State # the file; a fresh state of the same run
     ) -> dict: # optimiser, scaler, counters; the model's weights if they are averaged
-    "What `save_state` kept beside the weights; ValueError if it is broken or something else."
+    "What `save_state` kept beside the weights. Raises ValueError if it is broken or something else."
     try:
         if not path.is_file():
-            raise ValueError('it is no file')
+            raise ValueError('it is not a file')
         check_archive(path)
         saved = torch.load(path, map_location=state.device, weights_only=True)
         for name, value in saved['counters'].items():
@@ -244,13 +245,13 @@ def read_saved(path: Path, state: State # the file; a fresh state of the same ru
         numbers = [v for row in saved['counters']['window'] for v in row.values()]
         numbers += saved['scaler'].values()
         if not all(isinstance(v, (int, float)) for v in numbers):
-            raise ValueError('an entry is no number')
+            raise ValueError('an entry is not a number')
         missing = {'optimiser', *(['model'] if state.average is not None else [])} - saved.keys()
         if missing:
             raise ValueError(f'it has no {missing.pop()}')
     except Exception as e:
         reason = f': {e}' if isinstance(e, ValueError) else ''
-        raise ValueError(f'{path} is broken ({type(e).__name__}{reason}); remove that folder to go on '
+        raise ValueError(f'{path} is broken ({type(e).__name__}{reason}); remove that folder to resume '
                          'from the one before') from None
     return saved
 
@@ -264,13 +265,13 @@ def kept_shapes(optimiser: torch.optim.Optimizer, weight: nn.Parameter, group: d
 
 def checked_state(optimiser: torch.optim.Optimizer, saved: dict # its `state_dict`, perhaps of a stranger
     ) -> dict: # the same, with this optimiser's own rates and settings
-    "ValueError for a saved state whose numbers do not have the shapes of the weights."
+    "Check a saved state. Raises ValueError if its numbers do not have the shapes of the weights."
     groups = optimiser.state_dict()['param_groups']
     weights = [(p, group) for group in optimiser.param_groups for p in group['params']]
     if [g['params'] for g in saved['param_groups']] != [g['params'] for g in groups]:
-        raise ValueError('the saved groups of weights are others')
+        raise ValueError('the saved groups of weights differ')
     if saved['state'] and set(saved['state']) != set(range(len(weights))):
-        raise ValueError('the saved weights are others')
+        raise ValueError('the saved weights differ')
     for number, entries in saved['state'].items():
         shapes = kept_shapes(optimiser, *weights[number])
         if set(entries) != set(shapes):
@@ -282,7 +283,8 @@ def checked_state(optimiser: torch.optim.Optimizer, saved: dict # its `state_dic
     return {'state': saved['state'], 'param_groups': groups}
 
 def load_optimiser(optimiser: torch.optim.Optimizer|JointOptimiser, saved: dict) -> None:
-    "Go on from a saved state; ValueError, KeyError, TypeError or AttributeError if it does not fit."
+    """Continue from a saved state.
+    Raises ValueError, KeyError, TypeError or AttributeError if it does not fit."""
     if not isinstance(optimiser, JointOptimiser):
         optimiser.load_state_dict(checked_state(optimiser, saved))
         return
@@ -293,11 +295,12 @@ def load_optimiser(optimiser: torch.optim.Optimizer|JointOptimiser, saved: dict)
 
 # %% ../../nbs/appendix/run_state.ipynb #c1d20a11
 def resume_state(run: Path, # run folder
-                 config: Config, # must equal the run's own, but for `RESUMABLE_CHANGES`
+                 config: Config, # must equal the run's own, except for `RESUMABLE_CHANGES`
                  device: str = 'auto', processes: ProcessGroup = ProcessGroup(),
                  detectors: tuple[DetectorRecord, ...] = ()
     ) -> State:
-    "The state of the last checkpoint of `run`; ValueError if its config is another or its state is broken."
+    """The state of the last checkpoint of `run`.
+    Raises ValueError if its config differs or its state is broken."""
     folder = find_checkpoint(run)
     kept, weights, angle_bins = load_checkpoint(folder)
     check_same(kept, config, run)
@@ -312,7 +315,7 @@ def resume_state(run: Path, # run folder
         load_optimiser(state.optimiser, saved['optimiser'])
     except (KeyError, ValueError, TypeError, AttributeError) as e:
         raise ValueError(f'{folder/"state.pt"} is of an optimiser that this version shares out otherwise '
-                         f'({e}); its weights can be used, to train on choose another run folder') from None
+                         f'({e}); choose another run folder, and continue with --start-from') from None
     for k, v in saved['counters'].items():
         setattr(state, k, v)
     state.counts = tuple(torch.tensor(n, device=state.device) for n in (state.skipped, state.bad))
@@ -325,7 +328,7 @@ def resume_state(run: Path, # run folder
 def starting_point(start: str|Path, # a run folder, a checkpoint folder, or a published `.ckpt`
                    config: Config # of the run to be
     ) -> tuple[Config, dict[str, Tensor], dict|None]: # config with that network, weights, angle bins or None
-    "What to go on from; the network and the view of the ice are those of the start, the rest is `config`'s."
+    "What to start from. Network and view of the ice are those of the start, the rest is `config`'s."
     if Path(start).suffix == '.ckpt':
         model, weights = read_published(Path(start))
         data = replace(config.data, legacy_ice=True, legacy_qe=True)

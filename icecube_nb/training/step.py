@@ -29,10 +29,10 @@ def whole_step(microbatches: list[EventBatch]) -> OptimiserStep:
     total = sum(len(b.azimuth) for b in microbatches)
     return OptimiserStep(microbatches, [len(b.azimuth)/total for b in microbatches], total, len(microbatches))
 
-def split_step(step: OptimiserStep, pulses: int, # of a microbatch, about
+def split_step(step: OptimiserStep, pulses: int, # approximate size of a microbatch
                always: bool = True # also split a batch that has no more pulses
     ) -> list[tuple[EventBatch, float]]: # microbatches, and weights of their mean losses
-    "Split the batches of a step; the sum of the weights stays."
+    "Split the batches of a step. The sum of the weights stays the same."
     parts = [split_microbatches(batch, pulses) if always or batch.lengths.sum() > pulses else [batch]
              for batch in step.microbatches]
     return [(part, weight*len(part.azimuth)/len(batch.azimuth))
@@ -54,7 +54,7 @@ def microbatch_loss(state: State, microbatch: EventBatch
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b06
 def gradients_one_by_one(state: State, step: OptimiserStep
     ) -> Iterator[tuple[float, dict[str, Tensor]]]: # weight and losses of each microbatch
-    "Add up the gradients of a step, one microbatch after the other; processes take the mean of theirs."
+    "Add up the gradients of a step, one microbatch after the other. Processes take the mean of theirs."
     microbatches = split_step(step, state.pass_pulses or MOST_PULSES, always=False)
     for k, (microbatch, weight) in enumerate(microbatches):
         with without_sync(state.network, k == len(microbatches) - 1):
@@ -65,7 +65,7 @@ def gradients_one_by_one(state: State, step: OptimiserStep
 # %% ../../nbs/appendix/training_step.ipynb #5e1a0d02
 def gradients_by_workers(state: State, step: OptimiserStep, workers: CpuWorkerPool
     ) -> Iterator[tuple[float, dict[str, Tensor]]]: # as `gradients_one_by_one`
-    "Add up the gradients of a step; several cores compute those of microbatches of their own."
+    "Add up the gradients of a step. Several cores each compute those of their own microbatches."
     weights = list(state.model.parameters())
     def work(item):
         microbatch, weight = item
@@ -91,7 +91,7 @@ def train_step(state: State, # changed in place
                watch: bool = False, # note the largest attention logit
                workers: CpuWorkerPool|None = None # of `cpu_workers_for`
     ) -> dict[str, Tensor|int]: # (): loss, its terms, gradient norm; pulses and pairs of this process
-    "Follow the gradient of the mean loss over all events of `step`, of all processes; nothing is read back."
+    "Follow the gradient of the mean loss over all events of `step`, of all processes. Nothing is read back."
     c, step = state.config.train, step if isinstance(step, OptimiserStep) else whole_step(step)
     for group in state.optimiser.param_groups:
         group['lr'] = lr*group.get('scale', 1)
@@ -111,7 +111,7 @@ def train_step(state: State, # changed in place
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b07
 def add_gradients(state: State, step: OptimiserStep, workers: CpuWorkerPool|None
     ) -> dict[str, Tensor]: # loss and its terms, this process's share of the mean
-    "Fill the gradients anew; where the card's memory does not suffice, once more with smaller passes."
+    "Compute the gradients anew. If the card's memory does not suffice, try again with smaller passes."
     while True:
         state.optimiser.zero_grad()
         sums = 0.0
@@ -140,7 +140,7 @@ def largest_logit(state: State, batch: EventBatch) -> Tensor|None: # (); None if
 def count_step(state: State, # changed in place
                norm: Tensor, # () of the gradient
                events: int) -> None:
-    "Count a step; where the norm is not finite it was left out, and is counted on the device."
+    "Count a step. Where the norm is not finite the step was left out, and is counted on the device."
     left_out, (skipped, in_a_row) = (~norm.isfinite()).long(), state.counts
     state.counts = skipped + left_out, (in_a_row + 1)*left_out
     state.step, state.events = state.step + 1, state.events + events
@@ -151,7 +151,7 @@ def read_counts(state: State) -> None: # changed in place
     state.skipped, state.bad = torch.stack(state.counts).tolist()
 
 def retreat(state: State # changed in place; its counts have been read
-    ) -> bool: # whether it did
+    ) -> bool: # whether it fell back
     "Go on in fp32 after `fallback_steps` steps in a row without a finite gradient."
     if state.bad < state.config.train.fallback_steps or state.precision == 'fp32':
         return False
@@ -159,7 +159,7 @@ def retreat(state: State # changed in place; its counts have been read
     return set_precision(state)
 
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b09
-OWN = ('largest_logit', 'gradient_norm')     # values of a row that are no sums over processes
+OWN = ('largest_logit', 'gradient_norm')     # values of a row that are not sums over processes
 
 def read_back(rows: list[dict[str, Tensor|int]], # of `train_step`, of one process
                processes: ProcessGroup, device: torch.device
