@@ -107,7 +107,7 @@ def parse_batches(texts: Sequence[str]|None # like '7' or '1-550'; None: all
     if texts is None:
         return None
     found = set()
-    for text in texts:
+    for text in texts or ['']:
         first, _, last = str(text).partition('-')
         if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
             raise ValueError(f'--batches takes batch ids and ranges such as 7 or 1-550, not {text!r}')

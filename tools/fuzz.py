@@ -356,6 +356,13 @@ def attempt(number: int, seed: int, base: Path, place: Path) -> dict:
     return task | judge_end(task, code, why, before, folder, out) | {'seconds': seconds}
 
 
+def waits_for_reader(task: dict, folder: Path) -> bool:
+    "Whether the output is a pipe that nobody reads: a command waits, as `> pipe` would."
+    named = [word for word in task['words'] if word and '\0' not in word and len(word) < 200]
+    outputs = {*named, *MADE[task['command']]}
+    return any((folder/word).is_fifo() for word in outputs)
+
+
 def judge_end(task: dict, code: int | None, why: str, before: dict, folder: Path, out: Path) -> dict:
     "The outcome, and what is wrong with it."
     text = ''
@@ -368,7 +375,9 @@ def judge_end(task: dict, code: int | None, why: str, before: dict, folder: Path
     wrong = list(note.get('wrong', [])) + harmed(before, state_of(folder), task['command'], task['words'])
     lines = [line for line in text.replace('\r', '\n').splitlines() if line.strip()]
     status = note.get('status')
-    if why.startswith('hang'):
+    if why.startswith('hang') and waits_for_reader(task, folder):
+        outcome = 'stopped'
+    elif why.startswith('hang'):
         outcome = 'hang'
     elif why == 'stopped':
         outcome = 'stopped'

@@ -217,6 +217,8 @@ def parser_flags(command: str) -> set[str]: # such as {'--out', '--help'}
 def never_tried(lines: int = 1000) -> list[str]: # of each command
     "Commands and options that the parser knows and that are not drawn."
     import fuzz
+    import fuzz_readers
+    fuzz_readers.readers()              # ImportError if one of them has another name now
     tables = {'USUAL of tools/fuzz_arguments.py': USUAL, 'MADE of tools/fuzz.py': fuzz.MADE}
     found = [f'the command {name} has no line in {table}: write one'
              for table, known in tables.items() for name in COMMANDS if name not in known]

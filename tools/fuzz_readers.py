@@ -42,7 +42,7 @@ def readers() -> dict[str, tuple[str, Callable[[Path], object]]]: # name -> what
     from icecube_nb.kaggle import open_bundle
     from icecube_nb.network.engines import read_about
     from icecube_nb.physics.detector import read_geometry, read_ice
-    from icecube_nb.training.checkpoints import find_checkpoint, load_checkpoint, read_detector
+    from icecube_nb.training.checkpoints import find_checkpoint, load_checkpoint, read_detectors
     from icecube_nb.training.runs import format_runs, list_runs, log_rows
     from icecube_nb.training.state import resume_state
 
@@ -63,7 +63,7 @@ def readers() -> dict[str, tuple[str, Callable[[Path], object]]]: # name -> what
         'run': ('run', lambda p: load_predictor(p, 'cpu')), 'state': ('run2', resumed),
         'log': ('run', log_rows),
         'runs': ('run', lambda p: format_runs(list_runs(p.parent), p.parent)),
-        'record': ('run', lambda p: (read_record(find_checkpoint(p)), read_detector(find_checkpoint(p)))),
+        'record': ('run', lambda p: (read_record(find_checkpoint(p)), read_detectors(find_checkpoint(p)))),
         'old run': ('past/run', lambda p: load_predictor(p, 'cpu')), 'old state': ('past/run', resumed),
         'engine': ('run', lambda p: read_about(find_checkpoint(p)/'model.onnx')),
         'packed': ('data/packed/train/batch_1.arrow', packed),
