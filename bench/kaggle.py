@@ -21,6 +21,7 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -112,22 +113,44 @@ def forced_step(a: argparse.Namespace, made, check, data: Path, step: str, costs
 
 # ---- a million events ----
 
+class MemoryWatch(threading.Thread):
+    "Notes the most memory of this process: its own pages, and pages of mapped files."
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most, self.over = {'RssAnon': 0, 'RssFile': 0}, threading.Event()
+
+    def run(self) -> None:
+        "Look five times a second."
+        while not self.over.wait(0.2):
+            now = process_status()
+            self.most = {name: max(most, now[name]) for name, most in self.most.items()}
+
+
+def process_status() -> dict[str, int]:
+    "Sizes of this process in kB, as Linux keeps them."
+    lines = [line.split() for line in open('/proc/self/status') if line.endswith(' kB\n')]
+    return {name.rstrip(':'): int(size) for name, size, _ in lines}
+
+
 def run_notebook(a: argparse.Namespace) -> None:
     "In a process of its own: the cells of the submission notebook, and what they took."
     resource.setrlimit(resource.RLIMIT_DATA, (int(a.limit*1e9),)*2)
     notebook = json.loads((a.out/'input'/'bundle'/'submission.ipynb').read_text(encoding='utf-8'))
-    place, began = {}, time.monotonic()
+    place, began, watch = {}, time.monotonic(), MemoryWatch()
+    watch.start()
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code':
             source = ''.join(cell['source']).replace('HOURS = 8.5', f'HOURS = {a.hours}')
             exec(compile(source, 'submission.ipynb', 'exec'), place)
-    status = dict(line.split(':', 1) for line in open('/proc/self/status'))
+    watch.over.set()
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss*1024
     done = place['done']
     print('FOUND ' + json.dumps({
         'events': done.events, 'seconds': time.monotonic() - began, 'by_way': done.by_way,
         'plans': done.plans, 'unanswered': done.unanswered,
-        'peak_gb': int(status['VmHWM'].split()[0])*1024/1e9,
+        'peak_gb': process_status()['VmHWM']*1024/1e9,
+        'own_gb': watch.most['RssAnon']*1024/1e9, 'mapped_files_gb': watch.most['RssFile']*1024/1e9,
         'largest_worker_gb': workers/1e9}))
 
 

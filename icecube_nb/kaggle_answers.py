@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GUESSES', 'MEASURE', 'WRITTEN', 'OTHER_STEPS', 'expected_errors', 'ways_of', 'asked_once', 'Check', 'Submission',
-           'first_costs', 'seconds_to_write', 'submit', 'submission_summary', 'sheet_of_answers']
+           'first_costs', 'seconds_to_write', 'submit', 'describe_way', 'networks_of', 'submission_summary',
+           'sheet_of_answers']
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0003
 import math
@@ -149,6 +150,19 @@ def submit(bundle_here: Bundle, check: Check, data: str|Path, # competition file
     return Submission(output.path, *counts, done.by_way, bundle_here.about.get('errors', {}), done.plans,
                       bad_events(files),
                       '; '.join(describe_way(way) for way in ways if way.name in done.by_way))
+
+# %% ../nbs/appendix/kaggle_answers.ipynb #f09b0023
+def describe_way(way: Way) -> str:
+    "What computes a way's answers."
+    if way.by_line_fit:
+        return 'line fit by numpy'
+    return ', '.join(f'{each.description}, attention {each.model.backend}' for each in networks_of(way))
+
+def networks_of(way: Way) -> list[Predictor]:
+    "All networks that a way asks."
+    if isinstance(way.ready, list):
+        return way.ready
+    return [network for member in way.ready.members for network in member]
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0011
 def submission_summary(done: Submission) -> str:
