@@ -27,7 +27,7 @@ class DataOption:
     data: Path|None = None       # competition files (default: $ICECUBE_DATA_DIR, or Kaggle's, or simulated)
 
     def data_folder(self) -> Path:
-        "The folder to work on; prints which one, and why."
+        "The folder to work on. Prints which one it is, and why."
         from icecube_nb.data.competition import find_data
         folder, why = find_data(self.data)
         print(why, flush=True)
@@ -40,16 +40,16 @@ class DeviceOption:
 # %% ../nbs/appendix/commands.ipynb #cc6399aa
 @dataclass(kw_only=True)
 class Simulate:
-    """Simulate neutrino events in the competition's files and layout: no account needed.
+    """Simulate neutrino events as files in the competition's layout. No account is needed.
 
-    The same seed gives the same bytes. The truth of the test events, which the competition keeps to itself,
-    is in test_truth.parquet."""
-    out: Path                    # folder to make; one made with the same options is left as it is
+    The same seed gives the same bytes. The true directions of the test events, which the competition
+    keeps secret, are in test_truth.parquet."""
+    out: Path                    # folder to make; a finished one with the same options is kept
     batches: int = 3             # training batch files
     events_per_batch: int = 5000 # events in each (the genuine ones have 200,000)
     test_events: int = 2000      # events in the one test batch
-    seed: int = 1                # of everything that is drawn
-    workers: int = 2             # processes; the files do not depend on it
+    seed: int = 1                # of all random numbers
+    workers: int = 2             # processes; the files do not depend on their number
     array: str = 'icecube86'     # or gen2_extension, arca_block, pone_triangle, nine_strings, with its ice
     geometry: Path|None = None   # sensor_geometry.csv of another detector (default: the array's)
     ice: Path|None = None        # ice_transparency.txt of another detector (default: the array's)
@@ -73,20 +73,20 @@ class Convert:
 
     Give SQLite, parquet or CSV files, or folders of them. The layout is found by its columns: icecube,
     graphnet-prometheus, nubench, prometheus, plain. The true angles are checked against a line fit on the
-    brightest events. What was assumed is printed. The same command resumes after an interruption."""
+    brightest events. The command prints what it assumed. The same command resumes after an interruption."""
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] # files and folders with the events
     out: Path                    # folder to make
-    layout: str = 'auto'         # found by the columns; or the name of one
+    layout: str = 'auto'         # name of the layout; auto finds it by the columns
     columns: tuple[str, ...] = () # other names of columns, such as time=t_ns azimuth=phi
-    pulses: str|None = None      # the table of pulses, where there are several
+    pulses: str|None = None      # name of the table of pulses, if there are several
     truth: tuple[Path, ...] = () # files with the truth, if not among the inputs
-    direction: str|None = None   # what the angles say: from, to (default: the layout's)
-    geometry: Path|None = None   # table of all sensors (default: those that the pulses show)
-    offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0) # added to all places, x y z
+    direction: str|None = None   # the neutrino comes `from` or goes `to` the angles (default: the layout's)
+    geometry: Path|None = None   # table of all sensors (default: the sensors that have pulses)
+    offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0) # added to all positions, x y z [m]
     ice: Path|None = None        # ice_transparency.txt of the detector (default: IceCube's ice is assumed)
-    test_share: float = 0.1      # of the events, for testing
-    test_events: Path|None = None # table of the numbers of the events for testing (default: by share)
-    events_per_batch: int = 200_000 # in a batch file for training and one for testing together
+    test_share: float = 0.1      # share of the events that become test events
+    test_events: Path|None = None # table with the numbers of the test events (default: by --test-share)
+    events_per_batch: int = 200_000 # in one training and one test batch file together
 
     def __call__(self) -> None:
         from icecube_nb.core.progress import Progress
@@ -103,7 +103,7 @@ class Convert:
 # %% ../nbs/appendix/commands.ipynb #dc050002
 def parse_batches(texts: Sequence[str]|None # like '7' or '1-550'; None: all
     ) -> list[int]|None: # ascending
-    "Batch ids from the command line; ValueError for a text that is none."
+    "Read batch ids from the command line. Raises ValueError for a text that is neither an id nor a range."
     if texts is None:
         return None
     found = set()
@@ -117,13 +117,13 @@ def parse_batches(texts: Sequence[str]|None # like '7' or '1-550'; None: all
 # %% ../nbs/appendix/commands.ipynb #77f3cc3a
 @dataclass(kw_only=True)
 class Prepare(DataOption):
-    """Check, split and pack a data folder, as far as that is not done yet.
+    """Check, split and pack a data folder. What is done already is kept.
 
-    A missing column, an unknown sensor, a NaN charge, an index outside its file or a truncated file stops
-    with one line that names file, row and event; the batches that are sound are packed all the same."""
+    A missing column, an unknown sensor, a NaN charge, an index outside its file or a truncated file gives
+    one line that names file, row and event. The sound batches are packed all the same."""
     cache: Path|None = None      # folder for the packed files (default: `packed` in the data folder)
     batches: tuple[str, ...]|None = None # batch ids to prepare, of either split (default: all)
-    workers: int|None = None     # processes (default: one a core, when there is enough to do)
+    workers: int|None = None     # processes (default: one per core, fewer for little data)
 
     def __call__(self) -> None:
         from icecube_nb.data.prepare import prepare
@@ -135,12 +135,12 @@ class Prepare(DataOption):
 # %% ../nbs/appendix/commands.ipynb #8b5688b0
 @dataclass(kw_only=True)
 class Check:
-    """Read a whole competition folder and list every fault with file, row and event; nothing is written.
+    """Read a whole competition folder and list every fault with file, row and event. Nothing is written.
 
     Exit status: 0 no faults, 1 single bad events (training leaves them out, predict answers them with a fixed
-    direction), 2 structural faults. With --run, events or sensors unlike those of a run are noted too."""
+    direction), 2 structural faults. With --run, events or sensors unlike those of the run are noted too."""
     folder: Annotated[Path, tyro.conf.Positional] # competition files
-    run: Path|None = None        # a trained run: does the folder look like what it learned from?
+    run: Path|None = None        # a trained run, to compare the folder with the data it learned from
 
     def __call__(self) -> int:
         from icecube_nb.data.check import EVENT, STRUCTURE, folder_faults
@@ -150,7 +150,7 @@ class Check:
         if self.run:
             find_checkpoint(self.run)    # raises before the folder is read
         if not self.folder.is_dir():
-            raise FileNotFoundError(f'{self.folder} is no folder; name the one with the competition files')
+            raise FileNotFoundError(f'{self.folder} is not a folder; name the one with the competition files')
         for fault in folder_faults(self.folder, Progress('checking, batches', out=sys.stderr)):
             print(fault, flush=True)
             counts[fault.severity] += 1
@@ -163,7 +163,7 @@ class Check:
 # %% ../nbs/appendix/commands.ipynb #519811c0
 def parse_settings(settings: Sequence[str], # like 'train.max_lr=1e-3'
     ) -> dict[str, str]: # dotted name to value
-    "Settings from the command line; ValueError for one without `=`."
+    "Read settings from the command line. Raises ValueError for one without `=`."
     for setting in settings:
         if '=' not in setting:
             raise ValueError(f'--set takes NAME=VALUE such as train.max_lr=1e-3, not {setting!r}')
@@ -191,17 +191,17 @@ class Train(DataOption, DeviceOption):
     deep, medium (hours on a GPU), large (days), tiny (tests), small and full (published). medium_long,
     large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs:
     torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
-    run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # for checkpoints and log; a run is resumed
-    more_data: tuple[Path, ...]|None = None # further data folders, of other arrays, to learn from as well
+    run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # checkpoints and log; a run is resumed
+    more_data: tuple[Path, ...]|None = None # further data folders to learn from, of other arrays
     preset: str = 'deep'         # the settings to start from
-    minutes: float|None = None   # budget of time; the rate is fitted to it (default: the preset's epochs)
+    minutes: float|None = None   # training time; the schedule is fitted to it (default: the preset's epochs)
     # batch ids to use, such as 1-100 651; the last one validates (default: all)
     batches: tuple[str, ...]|None = None
     set: tuple[str, ...] = ()    # settings to change, such as train.max_lr=1e-3 model.layers=6
     attention: str|None = None   # attention kernel (default: the fastest that runs here)
-    start_from: Path|None = None # a run, or a published .ckpt, whose network and weights to begin with
-    pack_space: str|None = None  # disk for packed files, such as 20GB: pack while training, drop the oldest
-    session_minutes: float|None = None # stop after so long, with a checkpoint; the same command resumes
+    start_from: Path|None = None # a run, or a published .ckpt, to take network and weights from
+    pack_space: str|None = None  # disk for packed files, such as 20GB: pack during training, drop the oldest
+    session_minutes: float|None = None # stop after this time, with a checkpoint; the same command resumes
 
     def __call__(self) -> None:
         from icecube_nb.core.config import check_minutes, override, preset
@@ -223,7 +223,7 @@ class Train(DataOption, DeviceOption):
 # %% ../nbs/appendix/commands.ipynb #7d9d7c7d
 def prepare_training(command: Train
     ) -> list: # of data.prepare.Prepared
-    "Prepare the data; of the processes of a machine one does it, before they meet, and the first reports."
+    "Prepare the data before the processes meet. One process of a machine does it, and the first one reports."
     from icecube_nb.core.progress import Progress
     from icecube_nb.data.competition import find_data
     from icecube_nb.data.pack_space import parse_bytes
@@ -252,7 +252,7 @@ def train_together(command: Train, config, # a core.config.Config
                    prepared: list, processes, # of data.prepare.Prepared, a training.distributed.ProcessGroup
                    device: str # of this process
     ): # a training.state.State
-    "Train; the first process says how it computes and how far it is."
+    "Train. The first process prints how it computes and how far it is."
     from icecube_nb.core.progress import Progress
     from icecube_nb.training.loop import train
     first = processes.rank == 0
@@ -264,7 +264,7 @@ def train_together(command: Train, config, # a core.config.Config
 @dataclass(kw_only=True)
 class Runs:
     "List the runs below a folder: preset, size, steps, best error."
-    folder: Path = Path('runs')  # searched at any depth
+    folder: Path = Path('runs')  # folder to search, at any depth
 
     def __call__(self) -> None:
         from icecube_nb.training.runs import format_runs, list_runs
@@ -275,11 +275,11 @@ class Runs:
 # %% ../nbs/appendix/commands.ipynb #69b0c001
 @dataclass(kw_only=True)
 class Gpu(DeviceOption):
-    """Check this box in a minute: what runs on its GPU, whether it is right, and how fast it trains.
+    """Check this machine in a minute: what runs on its GPU, whether it is right, and how fast it trains.
 
     Losses and gradients are compared with those of the CPU, and the speed of each preset is given with the
     hours for one pass over the 132 million events of the competition. `bench/gpu.py` measures more."""
-    seconds: float = 60.0        # time to spend, about
+    seconds: float = 60.0        # approximate time to spend
     presets: tuple[str, ...] = ('small', 'deep', 'medium', 'large', 'full') # presets whose speed is measured
     events: int = 200            # events that are compared with the CPU
 
@@ -292,10 +292,10 @@ class Gpu(DeviceOption):
 
 # %% ../nbs/appendix/commands.ipynb #c186888a
 def refuse_options(command: object, # a dataclass
-                   what: str, # that has no use for the options
+                   what: str, # what the options do not apply to
                    names: Sequence[str]
     ) -> None:
-    "ValueError if one of these options was given another value than its default."
+    "Raise ValueError if one of these options has another value than its default."
     for option in fields(command):
         if option.name in names and getattr(command, option.name) != option.default:
             raise ValueError(f'{what} has no use for --{option.name.replace("_", "-")}; leave it out')
@@ -322,17 +322,17 @@ class Predict(DataOption, DeviceOption):
     answers its batch files: torchrun ... -m icecube_nb predict --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # a trained run, or an ensemble
     out: Path|None = None        # the file to write, .csv or .parquet (default: submission.csv)
-    format: str|None = None      # csv, parquet, events; default: as the name of the file says
-    long_run: Path|None = None   # a run fine-tuned on long events: answers those
+    format: str|None = None      # csv, parquet, events; default: by the name of the file
+    long_run: Path|None = None   # a run fine-tuned on long events, which answers those
     dump: Path|None = None       # folder that keeps logits and pooled vectors, for a stack
     batches: tuple[str, ...]|None = None # batch ids of either split, for a dump (default: all test batches)
-    decode: str = 'mean_vector'  # of the classes; or `published`
+    decode: str = 'mean_vector'  # how classes become a direction: mean_vector, published
     answer: str|None = None      # the head that is submitted (default: the first of the run)
     precision: str = 'auto'      # fp32, fp16, bf16; auto: as the run was trained
-    engine: str = 'torch'        # or onnxruntime, openvino: run what `icecube-nb export` wrote
-    turns: int = 1               # average over so many turns of each event: 2, 3 or 6 with IceCube's grid
-    max_pulses: int|None = None  # show so many pulses of longer events (default: as the run's settings say)
-    other_detector: bool = False # answer events of another detector than the run's all the same
+    engine: str = 'torch'        # or onnxruntime, openvino, to run what `icecube-nb export` wrote
+    turns: int = 1               # average over this many rotations of each event: 2, 3, 6 for IceCube
+    max_pulses: int|None = None  # use at most this many pulses of an event (default: the run's setting)
+    other_detector: bool = False # also answer events of another detector than the run's
 
     def __call__(self) -> None:
         from icecube_nb.inference.answer_options import AnswerOptions
@@ -387,7 +387,7 @@ class Ensemble:
     """Learn which answer of which network to trust, and how far.
 
     Give one dump and one stack for each run, in the same order, of batches that neither runs nor stacks
-    learned from. The folder made holds copies of all it needs; `predict --run` takes it."""
+    learned from. The new folder holds copies of all it needs. Give it to `predict --run`."""
     runs: tuple[Path, ...]       # folders of trained runs
     dumps: tuple[Path, ...]      # their dumps
     out: Path                    # folder to make
@@ -426,12 +426,12 @@ class Bundle:
     then import submission.ipynb there, and add the data set and the competition as inputs."""
     run: Path                    # folder of a trained run
     out: Path = Path('bundle')   # folder to make; an earlier bundle is replaced
-    long_run: Path|None = None   # a run fine-tuned on long events: answers those
+    long_run: Path|None = None   # a run fine-tuned on long events, which answers those
     cheap_run: Path|None = None  # a smaller run, for when time is short (default: the line fit)
-    ensemble: Path|None = None   # folder of `icecube-nb ensemble`: answers, and --run when time is short
-    turns: int = 1               # --run and --long-run average over so many turns of each event
-    max_pulses: int|None = None  # --run shows so many pulses of longer events (default: as its settings say)
-    owner: str = 'YOUR-KAGGLE-NAME' # goes into dataset-metadata.json
+    ensemble: Path|None = None   # folder of `icecube-nb ensemble`, which answers; --run when time is short
+    turns: int = 1               # --run and --long-run average over this many rotations of each event
+    max_pulses: int|None = None  # --run uses at most this many pulses of an event (default: its setting)
+    owner: str = 'YOUR-KAGGLE-NAME' # your Kaggle name, for dataset-metadata.json
     name: str = 'icecube-nb-bundle' # of the data set on Kaggle
 
     def __call__(self) -> None:
@@ -461,7 +461,7 @@ class Export:
 # %% ../nbs/appendix/commands.ipynb #ef05e310
 @dataclass(kw_only=True)
 class Show(DataOption, DeviceOption):
-    """Draw one event as a web page to turn around: one file that needs no connection.
+    """Draw one event as a web page that can be rotated: one file that needs no connection.
 
     The true direction is drawn where it is known. --run adds the network's answer, and the cone that should
     hold the true direction in 68 of 100 cases."""
@@ -489,7 +489,7 @@ class Skymap(DataOption, DeviceOption):
     out: Path|None = None        # the file to write (default: event_EVENT_ID.fits)
     head: str|None = None        # vector, mixture, classes (default: the first that the run has)
     nside: int|None = None       # resolution, a power of two (default: by the claimed uncertainty)
-    other_detector: bool = False # answer an event of another detector than the run's all the same
+    other_detector: bool = False # also answer an event of another detector than the run's
 
     def __call__(self) -> None:
         from icecube_nb.inference.sky_maps import write_sky_map

@@ -29,12 +29,12 @@ COMPETITION = 'icecube-neutrinos-in-deep-ice'
 ACCELERATOR = 'NvidiaTeslaT4'
 
 def name_in_address(title: str) -> str:
-    "What Kaggle makes of a title."
+    "The form of a title in Kaggle's addresses."
     return re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')
 
 def dataset_metadata(owner: str, title: str # a Kaggle account; of the data set, 6 to 50 characters
     ) -> dict:
-    "The content of dataset-metadata.json; ValueError for a title that Kaggle refuses."
+    "The content of dataset-metadata.json. Raises ValueError for a title that Kaggle refuses."
     if not 6 <= len(title) <= 50:
         raise ValueError(
             f'the name {title!r} has {len(title)} characters, Kaggle takes 6 to 50; give another '
@@ -69,20 +69,20 @@ ROOM = 1 << 24 # bytes of a zipped folder that the manifest need not list, such 
 def check_zip(path: Path, # NAME.zip
               sizes: dict[str, int] # of the files of the bundle, by its manifest
     ) -> None:
-    "ValueError for a zip file that unpacks to far more than its folder holds."
+    "Raise ValueError for a zip file that unpacks to far more than its folder holds."
     most = sum(size for name, size in sizes.items() if name.startswith(f'{path.stem}/'))
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, RecursionError) as e:
-        raise ValueError(f'{path} is no zip file ({e}); upload the bundle again') from None
+        raise ValueError(f'{path} is not a zip file ({e}); upload the bundle again') from None
     if unpacked > 2*most + ROOM:
         raise ValueError(f'{path} unpacks to {unpacked:,} bytes, but manifest.json lists {most:,}; upload '
                          'the bundle again')
 
 def unpack_folders(folder: Path, sizes: dict[str, int] # a bundle; name of a file to bytes, by its manifest
     ) -> Path: # the folder, or one with its zip files unpacked
-    "Unpack NAME.zip where the folder NAME is not there; ValueError for one that holds something else."
+    "Unpack NAME.zip where the folder NAME is missing. Raises ValueError for one that holds something else."
     zipped = [path for path in folder.glob('*.zip') if not path.with_suffix('').exists()]
     if not zipped:
         return folder
@@ -119,7 +119,7 @@ class Bundle:
 # %% ../nbs/appendix/kaggle_files.ipynb #6abd0ddf
 def read_manifest(manifest: Path
     ) -> tuple[dict, list[tuple[str, int, str]]]: # all of it; name, bytes and hash of each file
-    "Read a bundle's manifest; FileNotFoundError or ValueError names it."
+    "Read a bundle's manifest. Raises FileNotFoundError or ValueError, which name it."
     if not manifest.is_file():
         raise FileNotFoundError(f'{manifest.parent} has no manifest.json; make a bundle with `icecube-nb '
                                 'bundle`')
@@ -130,7 +130,7 @@ def read_manifest(manifest: Path
         raise ValueError(f'{manifest} is damaged; upload the bundle again') from None
 
 def refuse_unlisted(folder: Path, names: set[str]) -> None: # of the files that the manifest lists
-    "ValueError for a file in one of the bundle's folders that the manifest does not list."
+    "Raise ValueError for a file in one of the bundle's folders that the manifest does not list."
     for part in sorted({name.partition('/')[0] for name in names if '/' in name}):
         for path in sorted((folder/part).rglob('*')):
             name = path.relative_to(folder).as_posix()
@@ -139,7 +139,8 @@ def refuse_unlisted(folder: Path, names: set[str]) -> None: # of the files that 
                                  'again')
 
 def open_bundle(folder: str|Path) -> Bundle:
-    "Check a bundle against its manifest; FileNotFoundError or ValueError names the file and the mend."
+    """Check a bundle against its manifest.
+    Raises FileNotFoundError or ValueError, which name the file and the mend."""
     about, listed = read_manifest(Path(folder)/'manifest.json')
     folder = unpack_folders(Path(folder), {name: size for name, size, _ in listed})
     manifest = folder/'manifest.json'

@@ -23,7 +23,7 @@ def time_budget(sessions: int, # in all
                 hours: float, # of each
                 began: float # `time.monotonic()` when this one began
     ) -> tuple[float, float]: # minutes of training in all, for the schedule; minutes left for this session
-    "How long to train."
+    "How long all sessions train in all, and how long this one may still train."
     minutes = 60*hours
     counted = minutes - min(UNCOUNTED_MINUTES, minutes/10)
     left = minutes - min(LAST_MINUTES, minutes/20) - (time.monotonic() - began)/60
@@ -32,12 +32,12 @@ def time_budget(sessions: int, # in all
 # %% ../nbs/appendix/sessions.ipynb #dc060009
 def last_run(inputs: str|Path # '/kaggle/input'
     ) -> Path|None: # a run folder; None if there is none
-    "The run that an earlier session left; ValueError if there are two."
+    "The run that an earlier session left. Raises ValueError if there are two."
     steps = [place for place in folders_with('state.pt', inputs) if place.parent.name == 'checkpoints']
     found = sorted({place.parents[1] for place in steps})
     if len(found) > 1:
         first, second = found[:2]
-        raise ValueError(f'two runs to go on with: {first} and {second}; remove one of them from the inputs')
+        raise ValueError(f'two runs to continue: {first} and {second}; remove one of them from the inputs')
     return found[0] if found else None
 
 def take_over(last: Path|None, # of `last_run`

@@ -22,7 +22,7 @@ from ..core.arrow_files import read_frame
 # %% ../../nbs/appendix/answer_sheet.ipynb #f09a0005
 def check_submission(path: Path, sample: Path # submission.csv; sample_submission.parquet
     ) -> int: # rows
-    "Compare a submission with the sample, row for row; ValueError names the first row that is wrong."
+    "Compare a submission with the sample, row for row. Raises a ValueError that names the first wrong row."
     table, wanted = pd.read_csv(path), read_frame(sample, columns=['event_id'])
     if list(table) != ['event_id', 'azimuth', 'zenith']:
         raise ValueError(f'{path} has the columns {", ".join(table)}; they must be event_id, azimuth, zenith')
@@ -49,7 +49,7 @@ def peak_memory() -> str:
     return ', '.join(lines)
 
 def versions() -> str:
-    "What the answers were computed with."
+    "The versions of the packages that computed the answers."
     found = {'icecube_nb': __version__, 'Python': platform.python_version(), 'torch': torch.__version__,
              'numpy': np.__version__, 'pandas': pd.__version__, 'pyarrow': pyarrow.__version__}
     return ', '.join(f'{name} {version}' for name, version in found.items())

@@ -19,7 +19,8 @@ from .answers import read_answers
 def sample_rows(event_id: np.ndarray, # (E,) all test events
                 sample: Path # the sample submission
     ) -> np.ndarray: # (E,) where in `event_id` each of its rows is
-    "Rows in the order of the sample; ValueError if the sample cannot be read, or asks for other events."
+    """Rows in the order of the sample.
+    Raises ValueError if the sample cannot be read, or asks for other events."""
     file = open_parquet(sample, {'event_id': 'an integer'})
     with reading(sample):
         column = file.read(['event_id'], use_threads=False)['event_id'].combine_chunks()
@@ -37,7 +38,8 @@ def sample_rows(event_id: np.ndarray, # (E,) all test events
 def check_events(event_id: np.ndarray, # (E,) all test events
                  data: Path # competition-format folder
     ) -> Path|None: # the sample submission, if there is one
-    "Before a long job: ValueError if an event is there twice, or the sample asks for other events."
+    """Check event ids before a long job.
+    Raises ValueError if one is there twice, or the sample asks for others."""
     repeated = compare_event_ids(event_id, event_id).repeated
     if len(repeated):
         raise ValueError(f'{data/"test_meta.parquet"} lists event {repeated[0]} twice; remove one row')
@@ -52,7 +54,7 @@ def check_files(files: dict[int, Path], # batch_id to packed file
                 data: Path, # competition-format folder
                 whole: bool # whether these are all test files, so that the sample submission counts
     ) -> Path|None: # the sample submission, if there is one
-    "Before a long job: ValueError if there is nothing to answer, or the sample asks for other events."
+    "Check files before a long job. Raises ValueError if there are none, or the sample asks for other events."
     if not files:
         raise ValueError(f'{data}/test_meta.parquet lists no batches; copy it again')
     if not whole:
@@ -64,7 +66,7 @@ def check_files(files: dict[int, Path], # batch_id to packed file
 def submission_table(answers: list[Path], # files of `write_answers`
                      sample: Path|None # the sample submission; None keeps the order of the files
     ) -> pd.DataFrame: # event_id, azimuth, zenith
-    "One row for each event; ValueError if sample and answers hold different events."
+    "One row for each event. Raises ValueError if sample and answers hold different events."
     parts = [read_answers(path, ['event_id', 'azimuth', 'zenith']) for path in answers]
     table = pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
     if sample is None:

@@ -30,7 +30,7 @@ PUBLISHED_NAMES = [
 
 def published_name(name: str # a key of the published state_dict, with or without `model.`
     ) -> str: # the same tensor's name here
-    "Translate a published name; ValueError if it is none."
+    "Translate a published name. Raises ValueError for any other name."
     bare = name.removeprefix('model.')
     for pattern, ours in PUBLISHED_NAMES:
         if re.fullmatch(pattern, bare):
@@ -66,7 +66,7 @@ def from_published(state_dict: dict[str, Tensor], # of a published checkpoint
 # %% ../../nbs/appendix/published_weights.ipynb #a6f456d7
 def read_published(path: Path # a Lightning `.ckpt`
     ) -> tuple[ModelConfig, dict[str, Tensor]]: # the network it fits, weights by our names
-    "Read a published checkpoint, tensors only; ValueError if it is none."
+    "Read a published checkpoint, tensors only. Raises ValueError for any other file."
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; name a run folder or a published .ckpt')
     heads = {64: 2, 512: 8} # by width

@@ -40,12 +40,12 @@ class SimulationConfig:
     lowest_gev: float = 136.        # of the spectrum (tuned)
     zenith_slope: float = 0.        # density of cos(zenith) is (1 + slope cos)/2 (chosen)
     track_odds: float = 0.13        # tracks for one cascade, where the muon has no range (tuned)
-    margin_m: float = 100.          # neutrinos are aimed at a cylinder so much larger than the array (chosen)
+    margin_m: float = 100.          # neutrinos are aimed at a cylinder larger than the array by this (chosen)
     # ice and light
     light_yield: float = 1.         # factor on all light
     scattering: float = 1.          # factor on the table's scattering length (1301.5361: known to 10 %)
     absorption: float = 1.          # factor on the table's absorption length (the same)
-    anisotropy: float = 0.08        # scattering varies by so much with the azimuth (1309.7010: 8 %)
+    anisotropy: float = 0.08        # scattering varies by this share with the azimuth (1309.7010: 8 %)
     anisotropy_azimuth: float = 2.2 # rad; along it light scatters least (tc-14-2537: 126 degrees)
     hole_ice: float = 0.2           # share of the up-down difference that cloudy hole ice takes away (chosen)
     # photomultiplier
@@ -87,7 +87,7 @@ WORLDS = {'standard': STANDARD, 'other': OTHER}
 def find_world(
     world: str | SimulationConfig, # name of one of `WORLDS`, or constants, which are returned as they are
 ) -> SimulationConfig:
-    "The constants of a named world; ValueError for an unknown name."
+    "The constants of a named world. Raises ValueError for an unknown name."
     if isinstance(world, SimulationConfig):
         return world
     if world not in WORLDS:

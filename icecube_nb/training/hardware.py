@@ -86,7 +86,7 @@ def count_work(model: nn.Module, # a `Model`
 
 # %% ../../nbs/appendix/hardware.ipynb #a7c0d016
 MOST_PULSES = 1 << 20           # in one pass: beyond that a card is busy anyway
-LEAST_PULSES = 1024             # below that it is no use to try
+LEAST_PULSES = 1024             # smaller passes are not tried
 
 def bytes_per_pulse(config: ModelConfig, precision: str # fp32, fp16 or bf16
     ) -> int: # kept for the backward pass
@@ -101,7 +101,7 @@ def bytes_per_pulse(config: ModelConfig, precision: str # fp32, fp16 or bf16
 
 def pass_pulses(config: ModelConfig, precision: str,
                 parameters: int, # of the network
-                free_bytes: int # memory of the card that nobody uses
+                free_bytes: int # free memory of the card
     ) -> int: # `LEAST_PULSES` to `MOST_PULSES`
     "Pulses in one forward and backward pass, by an estimate of the memory they need."
     left = 0.9*free_bytes - 16*parameters
