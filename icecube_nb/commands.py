@@ -80,7 +80,7 @@ class Convert:
     columns: tuple[str, ...] = () # other names of columns, such as time=t_ns azimuth=phi
     pulses: str|None = None      # name of the table of pulses, if there are several
     truth: tuple[Path, ...] = () # files with the truth, if not among the inputs
-    direction: str|None = None   # the neutrino comes `from` or goes `to` the angles (default: the layout's)
+    direction: str|None = None   # the angles say where it comes `from`, or goes `to` (default: the layout's)
     geometry: Path|None = None   # table of all sensors (default: the sensors that have pulses)
     offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0) # added to all positions, x y z [m]
     ice: Path|None = None        # ice_transparency.txt of the detector (default: IceCube's ice is assumed)
