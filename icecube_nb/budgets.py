@@ -32,13 +32,13 @@ from .training.hardware import PEAK_TFLOPS, count_work
 CPU_PRESETS = 'laptop', 'tiny'     # for minutes on a CPU, and for tests
 
 class NetworkSize(NamedTuple):
-    "What a preset takes."
+    "The size of a preset's network, and what training it costs."
     name: str
     width: int
     parameters: int
     flops: float                  # operations of training on one event
 
-def event_flops(config: Config, packed: PackedBatch, # events to count tokens of
+def event_flops(config: Config, packed: PackedBatch, # events whose tokens are counted
                 sensors: np.ndarray # (S, 6) of `detector.sensor_features`
     ) -> tuple[int, float]: # parameters; operations of forward and backward pass of a mean event
     "Count the operations of a network without computing anything."
@@ -52,7 +52,7 @@ def event_flops(config: Config, packed: PackedBatch, # events to count tokens of
 
 def network_sizes(packed: PackedBatch, sensors: np.ndarray
     ) -> list[NetworkSize]: # the smallest first
-    "All presets that train from the beginning on a card."
+    "The sizes of all presets that train from scratch on a GPU."
     found = []
     for name in PRESETS:
         config = preset(name)
@@ -62,14 +62,14 @@ def network_sizes(packed: PackedBatch, sensors: np.ndarray
     return sorted(found, key=lambda size: size.flops)
 
 # %% ../nbs/appendix/budgets.ipynb #dc07000a
-SHARE_OF_PEAK = {64: (.02, .06), 512: (.15, .35)}        # by width: as the code is, and its goal; estimates
-MOST_EVENTS = 50_000, 150_000                            # a second on one card, likewise
-TWO_CARDS = 1.9                                          # the speed of two cards, in units of one
+SHARE_OF_PEAK = {64: (.02, .06), 512: (.15, .35)}        # by width: of today's code, and its goal (estimates)
+MOST_EVENTS = 50_000, 150_000                            # a second on one card: the same
+TWO_CARDS = 1.9                                          # speed of two cards, as a multiple of one
 CARDS = (('2 x T4 (Kaggle)', 'Tesla T4', TWO_CARDS), ('RTX 4090', 'NVIDIA GeForce RTX 4090', 1),
          ('A100', 'NVIDIA A100', 1), ('H100', 'NVIDIA H100', 1))
 
 def share_of_peak(width: int) -> tuple[float, float]: # low and high
-    "What share of a card's peak training is expected to reach, between the two widths by a power law."
+    "The share of a card's peak that training is expected to reach. Other widths follow a power law."
     (narrow, low), (wide, high) = SHARE_OF_PEAK.items()
     at = min(max(math.log(width/narrow)/math.log(wide/narrow), 0), 1)
     return tuple(a**(1 - at)*b**at for a, b in zip(low, high))
@@ -90,7 +90,7 @@ def training_speed(size: NetworkSize, card: str, # a key of `PEAK_TFLOPS`
 
 # %% ../nbs/appendix/budgets.ipynb #529c69cd
 def answer_speed(size: NetworkSize, card: str) -> tuple[float, float]: # events a second, low and high
-    "How fast a card answers: a third of the operations, and the same limit."
+    "How fast a card answers: a third of training's operations, and the same limit."
     peak = PEAK_TFLOPS[card][0]*1e12
     return tuple(
         min(3 * share * peak / size.flops, most)
@@ -99,7 +99,7 @@ def answer_speed(size: NetworkSize, card: str) -> tuple[float, float]: # events 
 
 def measured_speeds(path: Path # bench/results/gpu.json
     ) -> dict[tuple[str, str], float]: # (preset, card) to events a second, the best of its rows
-    "What `bench/gpu.py` has measured; nothing if it has not run."
+    "The speeds that `bench/gpu.py` has measured. Empty if it has not run."
     if not path.is_file():
         return {}
     found = json.loads(path.read_text())
@@ -111,7 +111,7 @@ def measured_speeds(path: Path # bench/results/gpu.json
 
 # %% ../nbs/appendix/budgets.ipynb #dc07000e
 def as_range(low: float, high: float) -> str:
-    "Two numbers with two digits each."
+    "A range as text, with two significant digits for each number."
     def short(value: float) -> str:
         digits = 1 - math.floor(math.log10(max(value, 1e-9)))
         return f'{round(value, digits):,.{max(digits, 0)}f}'
@@ -119,7 +119,7 @@ def as_range(low: float, high: float) -> str:
 
 def expected_error(name: str, figures: pd.DataFrame # `bench/results/competition.csv`
     ) -> str: # rad
-    "What is known of networks like a preset, on the competition's events."
+    "The error on the competition's events that is known for networks like a preset."
     overall = figures[(figures.pulses == 'all') & (figures.statistic == 'mean')].set_index('what')
     radians = overall.value*np.where(overall.unit == 'degrees', np.pi/180, 1)
     small = radians['published network small, 3 hours on one GPU']
@@ -155,7 +155,7 @@ BUDGETS = (
 
 def recommend(sizes: list[NetworkSize], card: str, times: float, hours: float, measured: dict
     ) -> tuple[str, float, float]: # preset, and the events that it sees, low and high
-    "The preset for a budget."
+    "The largest preset that sees each event once within a budget, or else the smallest."
     ours = sorted((s for s in sizes if s.name in FAMILY), key=lambda s: FAMILY.index(s.name))
     seen = {s.name: [3600*hours*times*v for v in training_speed(s, card, measured)] for s in ours}
     enough = [name for name, (low, high) in seen.items() if low >= ENOUGH_EVENTS]
@@ -164,7 +164,7 @@ def recommend(sizes: list[NetworkSize], card: str, times: float, hours: float, m
 
 def budget_table(sizes: list[NetworkSize], measured: dict
     ) -> pd.DataFrame: # a row for each budget
-    "What to run."
+    "The table of what to run for each budget."
     first = {
         'budget': 'minutes on two CPU cores',
         'preset': f'`{CPU_PRESETS[0]}`',
@@ -181,7 +181,7 @@ def budget_table(sizes: list[NetworkSize], measured: dict
 MEAN_PULSES = 165                                        # of an event of the competition
 
 def packed_bytes(batch: PackedBatch) -> int:
-    "Size of a packed file, as it would be if it were packed now."
+    "The size that a packed file would have if it were packed now."
     if not isinstance(batch.stored, np.ndarray):
         return batch.path.stat().st_size
     per_string = string_sensors(batch.pulses[:, 0])                # a file of version 0.1
@@ -194,7 +194,7 @@ def packed_bytes(batch: PackedBatch) -> int:
 def disk_line(data: Path, batches: list[PackedBatch],
               packing: dict # `bench/results/packing.json`
     ) -> str: # a sentence
-    "Disk and packing time of the competition's events."
+    "A sentence on the disk space and packing time of the competition's events."
     events = sum(b.pulse_count for b in batches)/MEAN_PULSES
     raw = sum((data/f'train/batch_{b.batch_id}.parquet').stat().st_size for b in batches)/events
     packed = sum(packed_bytes(b) for b in batches)/events

@@ -44,7 +44,7 @@ COMMANDS = {
 }
 
 def check_given_once(arguments: Sequence[str]) -> None:
-    "A ValueError for an option that is given twice: only the last one would count."
+    "Raise ValueError for an option that is given twice, because only the last one would count."
     names = [text.partition('=')[0].replace('_', '-') for text in arguments if text.startswith('--')]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -52,7 +52,7 @@ def check_given_once(arguments: Sequence[str]) -> None:
                          'give it once, with all its values behind it')
 
 def parse(arguments: Sequence[str]) -> object: # a command, ready to be called
-    "Read the command line; SystemExit with the help text where it asks for it, or with what is wrong."
+    "Read the command line. Raises SystemExit with the help text, or with what is wrong."
     check_given_once(arguments)
     named = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
     union = named[0]
@@ -75,19 +75,19 @@ def expand_paths(command: object) -> None: # a dataclass, changed
 
 # %% ../nbs/appendix/command_line.ipynb #2c85f91d
 STOPPED = 130                    # exit status after Ctrl-C
-CLOSED_PIPE = 141                # exit status when nobody reads the output any more, as of `| head -1`
+CLOSED_PIPE = 141                # exit status when the reader of the output has gone, as with `| head -1`
 LONGEST_LINE = 900               # letters of a message; a longer one loses its middle
-TRACEBACK = 'ICECUBE_NB_TRACEBACK' # environment variable: set, a fault of the program shows where it is
+TRACEBACK = 'ICECUBE_NB_TRACEBACK' # environment variable; if set, an unexpected error shows its traceback
 
 def run_command(argv: Sequence[str], report: Callable[[object], None]) -> int: # exit status
-    "Read the command line and do what it says; warnings are reported as lines."
+    "Read the command line and run the command. Warnings are printed as lines."
     def warn(message, *_, **__):
         if os.environ.get('RANK', '0') == '0': # under torchrun, only the first process
             report(message)
     try:
         command = parse(argv)
     finally:
-        sys.stdout.flush()       # the help text; BrokenPipeError if nobody reads it
+        sys.stdout.flush()       # the help text; BrokenPipeError if its reader has gone
     expand_paths(command)
     with warnings.catch_warnings():
         warnings.showwarning = warn
@@ -120,7 +120,7 @@ def open_streams() -> None:
 
 # %% ../nbs/appendix/command_line.ipynb #37ba0823
 def check_working_folder() -> None:
-    "FileNotFoundError if the folder in which the process runs has been removed."
+    "Raise FileNotFoundError if the folder in which the process runs has been removed."
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -128,11 +128,11 @@ def check_working_folder() -> None:
 
 def main(arguments: Sequence[str]|None = None # None: those of the process
     ) -> int: # exit status: 0, 2 for a fault, or the command's own
-    "Run one command; whatever goes wrong becomes one line."
+    "Run one command. Every error becomes one line."
     argv = sys.argv[1:] if arguments is None else list(arguments)
     def report(message):
         line = ' '.join(str(message).split()) or type(message).__name__
-        if len(line) > LONGEST_LINE: # it repeats a value of any length
+        if len(line) > LONGEST_LINE: # it repeats a value, which may be of any length
             line = f'{line[:2*LONGEST_LINE//3]} ... {line[-LONGEST_LINE//3:]}'
         print(f'icecube-nb {argv[0] if argv else ""}: {line}', file=sys.stderr)
     open_streams()

@@ -33,7 +33,7 @@ class Demo(DeviceOption):
         from icecube_nb.physics.detector import find_detector
         if self.batches < 4:
             raise ValueError(f'the demo needs 4 batches or more, not {self.batches}')
-        find_detector(self.array)                          # ValueError for one that there is not
+        find_detector(self.array)                          # ValueError for an unknown array
         self.out = self.out or Path(f'runs/demo{array_suffix(self)}')
         mark_folder(check_folder(self.out, 'demo', is_demo), 'demo')
         began, data = time.monotonic(), demo_data(self)
@@ -52,7 +52,7 @@ class Demo(DeviceOption):
 
 # %% ../nbs/appendix/demo.ipynb #c8e246c2
 def array_suffix(demo: Demo) -> str:
-    "What the folders of another array than IceCube's are called besides."
+    "The suffix of the folders of an array other than IceCube's."
     return '' if demo.array == 'icecube86' else f'-{demo.array}'
 
 def demo_data(demo: Demo) -> Path:

@@ -40,7 +40,7 @@ def simulated_events(folder: str|Path, # gets the competition's files and their 
     return prepare(folder, splits=('train',), workers=1)
 
 def open_events(prepared: Prepared, config: Config, device: torch.device) -> TrainingEvents:
-    "The training events of a packed data set, on their way to a device."
+    "The training events of a packed data set, read to a device."
     sensors = sensor_features(read_geometry(prepared.geometry_path))
     return TrainingEvents(list(prepared.train.values()), sensors, config.model.features, config.data,
                           config.train.batch_events, config.train.seed, device)
@@ -158,11 +158,11 @@ def training_speed(prepared: Prepared, config: Config, device: torch.device,
 # %% ../nbs/appendix/gpu.ipynb #69b00019
 def check_gpu(device: str = 'auto', # or cuda, cuda:1, cpu, ...
               folder: str|Path = '.', # gets simulated events
-              seconds: float = 60.0, # time to spend, about
+              seconds: float = 60.0, # approximate time to spend
               presets: tuple[str, ...] = ('small', 'deep', 'medium', 'large', 'full'),
               events: int = 200 # for the comparison with the CPU
     ) -> Iterator[str]: # lines of text
-    "Check a box: what runs, whether it is right, and how fast it trains."
+    "Check a machine: what runs on it, whether it is right, and how fast it trains."
     began = time.monotonic()
     where, why = pick_device(device)
     yield why

@@ -75,7 +75,7 @@ def notebook_text(title: str # one of `NOTEBOOKS`
 def read_tree(folder: Traversable, # a folder, or a part of a zip file
               prefix: str # before each name
     ) -> dict[str, bytes]: # name to content
-    "All files below a folder but those that Python makes itself."
+    "All files below a folder, except those that Python makes itself."
     found = {}
     for entry in folder.iterdir():
         if entry.name == '__pycache__' or entry.name.startswith('.'):
@@ -173,7 +173,8 @@ def write_check(folder: Path, # to be made
                 runs: list[Path], # main first
                 events: int = 200
     ) -> None:
-    "Simulate events like those of the main run, note how each run answers; ValueError if one does not."
+    """Simulate events like those of the main run and note how each run answers.
+    Raises ValueError if one does not."""
     ice = ice_of_text(load_checkpoint(runs[0])[0].data.ice)
     with tempfile.TemporaryDirectory() as place:
         data = write_dataset(Path(place)/'data', 1, 1, seed=661, test_events=events, ice=ice,
@@ -202,7 +203,8 @@ def bundle(run: str|Path, # of the model
            # how `run` and `long_run` are asked; an ensemble's members keep the options of their dumps
            options: AnswerOptions = AnswerOptions()
     ) -> Bundle:
-    "Make a folder that holds all a notebook on Kaggle needs; errors as in `checkpoints.load_checkpoint`."
+    """Make a folder with all that a notebook on Kaggle needs.
+    Raises the errors of `checkpoints.load_checkpoint`."""
     out = check_folder(out, 'bundle', is_bundle, [run, long_run, cheap_run, ensemble])
     listed = read_note(out/'manifest.json').get('files', ())
     refuse_others(out, 'bundle', lambda file: file in (*BUNDLE_NOTES, *listed) or '__pycache__' in file)
@@ -230,14 +232,14 @@ def bundle(run: str|Path, # of the model
 
 # %% ../nbs/06_kaggle.ipynb #c5c43301
 def check_options(run: str|Path, long_run: str|Path|None, options: AnswerOptions) -> None:
-    "ValueError for options that the runs of a bundle have no use for; an ensemble has its own."
+    "Raise ValueError for options that do not apply to the runs of a bundle. An ensemble has its own."
     if options != AnswerOptions():
         load_predictors(run, long_run, 'cpu', 'fp32', 'torch', options)
 
 def keep_options(folder: Path, # of the bundle
                  runs: Iterable[str], # their names
                  options: AnswerOptions) -> None:
-    "Write beside the weights how the main run is asked, and the one for long events with its own limit."
+    "Write the options of the main run, and those of the run for long events, beside their weights."
     for name, own in (('main', options), ('long', replace(options, max_pulses=None))):
         if name in runs and own != AnswerOptions():
             (folder/name/OPTIONS_FILE).write_text(own.to_json())
@@ -268,7 +270,7 @@ def is_bundle(folder: Path) -> bool:
 
 # %% ../nbs/06_kaggle.ipynb #f8089e71
 def copy_run(run: Path, target: Path) -> str: # name of its settings
-    "Copy what inference needs of a run's last checkpoint, once it is seen to be sound."
+    "Check a run's last checkpoint, and copy what inference needs of it."
     if is_ensemble(run):
         raise ValueError(f'{run} is an ensemble: give it as --ensemble, and a single run as --run')
     config, _, _ = load_checkpoint(run)
@@ -276,14 +278,14 @@ def copy_run(run: Path, target: Path) -> str: # name of its settings
     return config.name
 
 def write_manifest(folder: Path, about: dict) -> None:
-    "List all files with size and hash; Kaggle keeps dataset-metadata.json for itself."
+    "List all files with size and hash, except dataset-metadata.json, which Kaggle keeps for itself."
     paths = sorted(p for p in folder.rglob('*') if p.is_file() and p.name != 'dataset-metadata.json')
     listed = {p.relative_to(folder).as_posix(): [p.stat().st_size, file_checksum(p, 'sha256')] for p in paths}
     (folder/'manifest.json').write_text(json.dumps(about | {'files': listed}, indent=1) + '\n')
 
 # %% ../nbs/06_kaggle.ipynb #153e804d
 def copy_ensemble(source: Path, target: Path) -> str: # the names of its networks' settings
-    "Copy what inference needs of an ensemble, once all its parts are seen to be sound."
+    "Check all parts of an ensemble, and copy what inference needs of them."
     load_with_networks(source, 'cpu', 'fp32')
     about = read_ensemble_note(source)
     numbers, names = range(about['members']), [f'boosters_{k}.txt' for k in range(about['config']['folds'])]
@@ -300,7 +302,8 @@ def copy_ensemble(source: Path, target: Path) -> str: # the names of its network
 def find_input(marker: str, # name of a file that only this input has
                root: str|Path = '/kaggle/input'
     ) -> Path:
-    "The one folder below `root` that holds `marker`; FileNotFoundError if there is none, ValueError if two."
+    """The one folder below `root` that holds `marker`.
+    Raises FileNotFoundError if there is none, ValueError if there are two."""
     found = folders_with(marker, root)
     if not found:
         raise FileNotFoundError(f'no folder below {root} holds {marker}; add the data set with "Add Input"')
@@ -334,7 +337,8 @@ def check_runs(bundle_here: Bundle, device: str, precision: str
 def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 'auto', files: int = 1,
                     events: int = WHOLE_FILE # of a file
     ) -> str: # what was found
-    "Answer whole files of copies by the main run; ValueError if copies are not answered as their originals."
+    """Answer whole files of copies with the main run.
+    Raises ValueError if copies get other answers than their originals."""
     source, began = bundle_here.folder/'check', time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         data = Path(place)/'data'
@@ -363,7 +367,8 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
 def self_check(bundle_here: Bundle, device: str = 'auto', precision: str = 'auto',
                real_size: bool = False # answer a whole file of 200,000 events, too: minutes
     ) -> Check:
-    "Answer the bundle's events on the GPU or else on the CPU; ValueError if neither gives its answers."
+    """Answer the bundle's events on the GPU, or else on the CPU.
+    Raises ValueError if neither gives the noted answers."""
     where, why = pick_device(device)
     lines = [f'Python {platform.python_version()}, torch {torch.__version__} (the bundle was made with '
              f'{bundle_here.about["torch"]}), numpy {np.__version__}, pandas {pd.__version__}', why]
@@ -404,7 +409,7 @@ def train_on_cards(prepared: Prepared, # a prepared folder
                    run: str|Path, # folder of checkpoints and log; one that was stopped is resumed
                    config: Config, minutes: float|None, # budget of time; None: `config.train.epochs`
                    device: str = 'cuda', processes: int|None = None, # None: one for each visible card
-                   session_minutes: float|None = None # stop after so long, see `train`
+                   session_minutes: float|None = None # stop after this time, see `train`
     ) -> RunSummary:
     "Train with one process on each card, and say how it went."
     ranks = processes or (torch.cuda.device_count() if device == 'cuda' else 1)

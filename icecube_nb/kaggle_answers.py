@@ -39,7 +39,7 @@ GUESSES = {'ensemble': 0.98, 'main and long, turned': 0.99, 'main, turned': 0.99
 def expected_errors(names: list[str], # of ways, the best first
                     known: dict[str, float] # rad
     ) -> dict[str, float]: # rad
-    "The errors that are known, and guesses for the others; a way that comes first is better."
+    "The known errors, and guesses for the others. A way that comes first is better."
     scale, worse, errors = known.get('main', 1.0), math.inf, {}
     for name in reversed(names):
         worse = errors[name] = min(known.get(name, scale*GUESSES[name]), 0.999*worse)
@@ -47,7 +47,7 @@ def expected_errors(names: list[str], # of ways, the best first
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0007
 def ways_of(bundle_here: Bundle, device: str, precision: str) -> list[Way]: # the best first
-    "All that a bundle can answer by."
+    "All ways in which a bundle can answer."
     runs = {name: bundle_here.run(name) for name in ('ensemble', 'long', 'main', 'cheap')}
     load = lambda name: load_predictor(runs[name], device, precision)
     networks = [load(name) for name in ('main', 'long') if runs[name]]
@@ -65,7 +65,7 @@ def ways_of(bundle_here: Bundle, device: str, precision: str) -> list[Way]: # th
             Way('line fit', errors['line fit'], last, by_line_fit=True)]
 
 def asked_once(network: Predictor) -> Predictor:
-    "The same network, which sees each event as it is and not turned."
+    "The same network without an average over turns."
     once = replace(network.options, turns=1)
     return replace(
         network, options=once, copies=tuple(replace(copy, options=once) for copy in network.copies)
@@ -73,7 +73,7 @@ def asked_once(network: Predictor) -> Predictor:
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0008
 class Check(NamedTuple):
-    "What a machine is good for."
+    "What the self-check found about a machine."
     device: str                    # to answer on
     per_second: dict[str, float]   # run to events/s
     findings: str                  # what was found, a line each
@@ -127,7 +127,7 @@ def submit(bundle_here: Bundle, check: Check, data: str|Path, # competition file
            costs: dict[str, float]|None = None, # seconds an event of each way; None: they are measured
            part_events: int = PART # after which the plan is made anew
     ) -> Submission:
-    "Answer all test events by the ways of a bundle; an ensemble's uncertainties go beside them."
+    "Answer all test events with the ways of a bundle. An ensemble's uncertainties go beside them."
     data, output, ways = Path(data), check_file(out, 'predict'), ways_of(bundle_here, check.device, precision)
     prepared, files = files_to_answer(data, None)
     runs = [bundle_here.run(name) for name in bundle_here.about['runs'] if name != 'ensemble']
@@ -159,7 +159,7 @@ def describe_way(way: Way) -> str:
     return ', '.join(f'{each.description}, attention {each.model.backend}' for each in networks_of(way))
 
 def networks_of(way: Way) -> list[Predictor]:
-    "All networks that a way asks."
+    "All networks that a way uses."
     if isinstance(way.ready, list):
         return way.ready
     return [network for member in way.ready.members for network in member]
@@ -174,7 +174,8 @@ def submission_summary(done: Submission) -> str:
 def sheet_of_answers(bundle_here: Bundle, done: Submission, sample: Path, # sample_submission.parquet
                      began: float # on the clock of `time.monotonic`
     ) -> str:
-    "The sheet at the end of the notebook; ValueError if the submission is not what the sample asks for."
+    """The sheet at the end of the notebook.
+    Raises ValueError if the submission is not what the sample asks for."""
     rows, bad = check_submission(done.out, sample), list(done.bad)
     notes = {
         'file': f'{done.out}, {rows:,} rows, the events of the sample in its order',

@@ -52,7 +52,7 @@ def network_arrow(
     device: str = 'auto',
     share: float = 0.68, # of all cases that the cone should hold, 0 to 1
 ) -> Arrow:
-    "What a network answers for an event; its batch is packed first where that is not done."
+    "What a network answers for an event. Its batch is packed first if needed."
     from icecube_nb.data.packed import load_packed
     from icecube_nb.data.prepare import prepare
     from icecube_nb.training.checkpoints import sensors_of_run
@@ -80,7 +80,7 @@ def submission_arrow(
     found: FoundEvent,
     path: str | Path, # .csv or .parquet with event_id, azimuth, zenith
 ) -> Arrow:
-    "What a submission answers; ValueError if it has no row for the event, or several."
+    "What a submission answers. Raises ValueError unless it has one row for the event."
     from icecube_nb.inference.evaluate import read_directions
     table = read_directions(path)
     row = table[table.event_id == found.event_id]
@@ -90,7 +90,7 @@ def submission_arrow(
 
 # %% ../nbs/appendix/event_page.ipynb #d259586d
 def arrow_content(arrow: Arrow) -> dict: # ready for JSON
-    "What the page knows of an arrow."
+    "What the page needs of an arrow."
     direction = direction_from_angles(arrow.azimuth_rad, arrow.zenith_rad)
     return {'name': arrow.name, 'colour': arrow.colour, 'from': direction.round(5).tolist(),
             'azimuth': round(arrow.azimuth_rad, 4), 'zenith': round(arrow.zenith_rad, 4),

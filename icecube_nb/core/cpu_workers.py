@@ -17,7 +17,7 @@ import torch
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3   # names of glibc's malloc.h
 
 def keep_memory() -> bool: # whether the C library does so
-    "Ask the C library to keep freed memory for the next allocation; for the whole process."
+    "Ask the C library to keep freed memory for the next allocation, in the whole process."
     try:
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(MMAP_THRESHOLD, 2**25))
@@ -33,9 +33,9 @@ class CpuWorkerPool:
         self.pool = ThreadPoolExecutor(self.workers, 'worker', torch.set_num_threads, (1,))
 
     def map(self, work: Callable, items: Iterable) -> Iterator: # of work(item), in the order of the items
-        "Work on several items at a time; what `work` raises is raised here, and the rest is dropped."
+        "Work on several items at a time. An error of `work` is raised here, and the other items are dropped."
         under_way, before = deque(), torch.get_num_threads()
-        torch.set_num_threads(1) # the caller's own operations must not call cores away from the workers
+        torch.set_num_threads(1) # the caller's own operations must not take cores from the workers
         try:
             for item in items:
                 under_way.append(self.pool.submit(work, item))
@@ -49,7 +49,7 @@ class CpuWorkerPool:
                 future.cancel()
 
     def close(self) -> None:
-        "Let the threads go."
+        "End the threads."
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> 'CpuWorkerPool':

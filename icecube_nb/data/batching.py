@@ -61,7 +61,7 @@ def split_by_pulses(lengths: np.ndarray, # (E,) pulses of each event, > 0
                     pulse_budget: int, # pulses a microbatch may hold; a longer event is one of its own
                     multiple: int = 1 # their number is a multiple of this
     ) -> list[np.ndarray]: # event numbers in order of length; empty ones where events are few
-    "Sort by length and cut into microbatches of equal work, to one event."
+    "Sort by length and cut into microbatches of equal work, up to one event."
     order, longest = np.argsort(lengths, kind='stable'), int(lengths.max(initial=1))
     ends = np.cumsum(lengths[order])
     room = max(pulse_budget - longest, pulse_budget//2, 1) # a cut is wrong by less than the longest event
@@ -73,7 +73,7 @@ class EventFile:
     "A packed file whose events are read to a device."
     def __init__(self, packed: PackedBatch, # an open file
                  tables: CodeTables, # of `pulses.code_tables`, on the device
-                 resident: bool|None = None, # codes stay on the device; None: if a quarter of it holds them
+                 resident: bool|None = None, # keep codes on the device; None: if a quarter of it holds them
                  first_sensor: int = 0): # row of `tables.sensors` that is the file's sensor 0
         self.packed, self.tables, self.device = packed, tables, tables.time_ns.device
         self.first_sensor = first_sensor
@@ -104,7 +104,8 @@ class EventFile:
 # %% ../../nbs/01b_batching.ipynb #f12a2023
 def fits(size: int, device: torch.device # bytes
     ) -> bool:
-    "Whether a quarter of a GPU's free memory holds so much; on a CPU files are mapped instead."
+    """Whether this many bytes fit into a quarter of a GPU's free memory.
+    False on a CPU, where files are mapped."""
     if device.type != 'cuda' or not torch.cuda.is_available():
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -116,7 +117,8 @@ def count_events(file: EventFile,
                  feature_set: str, # a key of `pulses.FEATURE_SETS`
                  chunk: int|None = None # events counted at a time, at most 2^15; None: by the device
     ) -> np.ndarray: # (E, 2) int64: tokens that are not auxiliary, and auxiliary ones
-    "Tokens of each event after merging; where none is merged or left out, all count as not auxiliary."
+    """Count the tokens of each event after merging.
+    Where none is merged or left out, all count as not auxiliary."""
     chosen = find_feature_set(feature_set)
     if not chosen.merged and not chosen.auxiliary:
         lengths = file.lengths(events)
@@ -144,7 +146,7 @@ class EventBatch(NamedTuple):
         return EventBatch(*(x.to(device, non_blocking=True) for x in self[:4]), *self[4:])
 
     def events(self, start: int, stop: int) -> 'EventBatch':
-        "Events `start` to `stop - 1`; views, nothing is copied or read back from the device."
+        "Events `start` to `stop - 1` as views. Nothing is copied or read back from the device."
         first = int(self.lengths[:start].sum())
         rows = slice(first, first + int(self.lengths[start:stop].sum()))
         return EventBatch(self.features[rows], self.offsets[start:stop + 1] - first,
@@ -152,7 +154,7 @@ class EventBatch(NamedTuple):
 
 # %% ../../nbs/01b_batching.ipynb #53bd8610
 class Events(NamedTuple):
-    "Events to be read, of one file or several; all on the host."
+    "Events to be read, of one file or several. All arrays are on the host."
     file: np.ndarray    # (E,) int64, a key of the open files
     number: np.ndarray  # (E,) int64, the event's number in its file
     counts: np.ndarray  # (E, 2) int64 of `count_events`
@@ -160,7 +162,7 @@ class Events(NamedTuple):
     label: np.ndarray   # (E,) int64, the event's number in training, its event_id where it is answered
 
     def take(self, rows: np.ndarray) -> 'Events':
-        "Some of them."
+        "Some of the events."
         return Events(*(x[rows] for x in self))
 
 def read_tokens(files: dict[int, EventFile], events: Events
@@ -190,7 +192,7 @@ def event_batch(files: dict[int, EventFile], # open files by number, on one devi
                 max_pulses: int, # longer events are thinned to this number of tokens
                 turns: Turns|None = None # how each event is turned; None: not at all
     ) -> EventBatch: # on the files' device
-    "Read events, choose their tokens and compute the features; the host never waits for the device."
+    "Read events, choose their tokens and compute the features. The host never waits for the device."
     tokens = choose_tokens(read_tokens(files, events), events.counts, feature_set)
     tokens = thin_tokens(tokens, max_pulses, events.label, events.key)
     if turns is not None:
@@ -209,7 +211,7 @@ def event_batch(files: dict[int, EventFile], # open files by number, on one devi
 # %% ../../nbs/01b_batching.ipynb #3fd7df99
 def in_order_of_length(events: Events, feature_set: str, max_pulses: int
     ) -> Events:
-    "The events with few tokens first."
+    "Sort events by their number of tokens, the smallest first."
     lengths = np.minimum(token_lengths(events.counts, feature_set), max_pulses)
     return events.take(np.argsort(lengths, kind='stable'))
 
@@ -228,7 +230,7 @@ def make_batch(packed: PackedBatch, # an open file
 
 # %% ../../nbs/01b_batching.ipynb #5e1a0b02
 def split_microbatches(batch: EventBatch, # events in the order of length, for even microbatches
-                       pulses: int # pulses of a microbatch, about
+                       pulses: int # approximate pulses of a microbatch
     ) -> list[EventBatch]: # an even number where there are events enough; views, nothing is copied
     "Split a batch into microbatches of equal work, which do not depend on the machine."
     ends, events = np.concatenate(([0], np.cumsum(batch.lengths))), len(batch.lengths)
@@ -244,7 +246,8 @@ def plan_inference(file: EventFile,
                    pulse_budget: int = 4096, # tokens a batch may hold
                    seed: int = 0 # of the subsets of long events
     ) -> list[Events]: # of each batch
-    "Which events go into which batch, in order of length; an event's subset depends on its event_id alone."
+    """Which events go into which batch, sorted by length.
+    The subset of an event depends on its event_id alone."""
     events = np.asarray(events, np.int64)
     events = events[file.lengths(events) > 0]
     key = np.full(len(events), np.random.default_rng([seed, 5]).integers(1 << 63))
@@ -259,7 +262,8 @@ def inference_batches(file: EventFile,
                       pulse_budget: int = 4096, # tokens a batch may hold
                       seed: int = 0 # of the subsets of long events
     ) -> Iterator[EventBatch]: # on the file's device
-    "Batches of a file in order of length; what an event shows does not depend on how the file is cut."
+    """The batches of a file, sorted by length.
+    Which pulses of an event are kept does not depend on the batches."""
     for chosen in plan_inference(file, events, feature_set, max_pulses, pulse_budget, seed):
         yield event_batch({0: file}, chosen, feature_set, max_pulses)
 
@@ -290,7 +294,7 @@ def prefetch(batches: Iterable, # of anything
     thread = threading.Thread(target=work, daemon=True)
     def leave():
         stop.set()
-        if thread is not threading.current_thread():            # where that thread itself clears up memory
+        if thread is not threading.current_thread():            # if it does not free this generator itself
             thread.join()
     thread.start()
     atexit.register(leave)

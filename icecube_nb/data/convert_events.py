@@ -55,7 +55,7 @@ class Sensors:
 
     def find(self, place: np.ndarray, path: Path # (N, 3) m; the file, for errors
         ) -> np.ndarray: # (N,) int16
-        "The sensor numbers of some positions. Raises ValueError for an unknown one, or too many sensors."
+        "The sensor numbers of some positions. Raises ValueError for an unknown one, or for too many sensors."
         keys = np.ascontiguousarray(place + 0.0).view('V24').ravel().tolist()      # bytes, compared exactly
         for key in [key for key in dict.fromkeys(keys) if key not in self.numbers]:
             self.numbers[key] = self.find_new(np.frombuffer(key), path)
@@ -167,7 +167,7 @@ def rows_of(source: Source, chunk: EventChunk, sensors: Sensors, first_id: int, 
 # %% ../../nbs/appendix/convert_events.ipynb #d37f3630
 BRIGHTEST = 200                  # events that the check uses
 FEWEST_PULSES = 5                # non-auxiliary pulses of an event that the check uses
-SURE = 3.0                       # standard errors at which the check decides
+SURE = 3.0                       # standard errors at which the check decides at which the check decides
 UNRELATED_RAD = float(np.sqrt(np.pi**2/4 - 2)) # standard deviation of the error of a random direction
 TURNED = {'from': 'to', 'to': 'from'}
 MEANINGS = {'from': 'where the neutrino comes from', 'to': 'where the neutrino goes to'}

@@ -43,7 +43,7 @@ class CodeTables(NamedTuple):
 def code_tables(sensors: np.ndarray, # (S, 6) float32 of `detector.sensor_features`
                 device: str|torch.device = 'cpu'
     ) -> CodeTables:
-    "The tables of a detector on a device; on the CPU instead of Apple's GPUs, which lack 64-bit floats."
+    "The tables of a detector on a device, or on the CPU instead of Apple's GPUs, which lack 64-bit floats."
     device = 'cpu' if torch.device(device).type == 'mps' else device
     return CodeTables(*(to_device(table, device) for table in (_TIME_NS, _CHARGE_PE, _LOG_CHARGE, sensors)))
 
@@ -56,7 +56,7 @@ class SensorPulses(NamedTuple):
     most: int     # K, how many of them a token carries
 
     def take(self, rows: Tensor) -> 'SensorPulses': # (M,) int64
-        "Those of some of the tokens."
+        "The pulses of some of the tokens."
         return self._replace(start=self.start.index_select(0, rows), stop=self.stop.index_select(0, rows))
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Tokens:
 def turn_places(places: Tensor, # (N, C) x and y first
                 maps: Tensor # (N, 2, 3) coefficients of x, of y, and of one
     ) -> Tensor: # (N, C)
-    "Turn x and y."
+    "Apply a rotation or reflection to x and y."
     x, y = places[:, 0], places[:, 1]
     turned = [maps[:, k, 0]*x + maps[:, k, 1]*y + maps[:, k, 2] for k in (0, 1)]
     return torch.cat([torch.stack(turned, 1), places[:, 2:]], 1)
@@ -218,7 +218,7 @@ PULSE_COLUMNS = tuple(f'pulse{k + 1}_{what}' for k in range(MOST_PULSES)
 def change_feature_set(chosen: FeatureSet,
                        option: str # `auxiliary=NUMBER`, `auxiliary=all` or `pulses=NUMBER`
     ) -> FeatureSet:
-    "A feature set with one number changed; ValueError says what an option looks like."
+    "Change one number of a feature set. Raises ValueError for an unknown option."
     name, _, value = option.partition('=')
     most = {'auxiliary': 1 << 20, 'pulses': MOST_PULSES}.get(name, 0)
     number = int(value) if value.isdecimal() else 0
@@ -234,7 +234,7 @@ def change_feature_set(chosen: FeatureSet,
 
 def find_feature_set(name: str # a key of `FEATURE_SETS`, and perhaps `:` and options with commas between them
     ) -> FeatureSet:
-    "The feature set of that name; ValueError lists those there are."
+    "The feature set of that name. Raises a ValueError that lists the names."
     key, _, options = name.partition(':')
     if key not in FEATURE_SETS:
         raise ValueError(f'model.features is one of {", ".join(FEATURE_SETS)}, not {name!r}')
@@ -253,7 +253,7 @@ def feature_names(feature_set: str # a key of `FEATURE_SETS`
 def columns(feature_set: str, # a key of `FEATURE_SETS`
             *names: str # of columns
     ) -> list[int]: # their numbers
-    "Where columns stand in a feature matrix; ValueError names what the set lacks."
+    "Where columns stand in a feature matrix. Raises a ValueError that names what the set lacks."
     have = feature_names(feature_set)
     missing = [name for name in names if name not in have]
     if missing:
@@ -262,7 +262,7 @@ def columns(feature_set: str, # a key of `FEATURE_SETS`
 
 def column(feature_set: str, name: str # a key of `FEATURE_SETS`; a name of a column
     ) -> int:
-    "Where one column stands in a feature matrix; ValueError if the set lacks it."
+    "Where one column stands in a feature matrix. Raises ValueError if the set lacks it."
     return columns(feature_set, name)[0]
 
 # %% ../../nbs/01a_pulses.ipynb #9d0e484b
@@ -293,11 +293,11 @@ def time_since_first(tokens: Tokens) -> Tensor: # (N,)
     "Time since the event's first token."
     first = torch.segment_reduce(tokens.time_ns, 'min', offsets=tokens.offsets, unsafe=True)
     since = tokens.time_ns - first.index_select(0, tokens.event)
-    return since/torch.full_like(since, TIME_UNIT_NS) # by a tensor: by a number, a GPU multiplies by 1/number
+    return since/torch.full_like(since, TIME_UNIT_NS) # a GPU multiplies by 1/number for a number
 
 @feature('charge')
 def log_charge(tokens: Tokens) -> Tensor: # (N,)
-    "Logarithm of the charge; of a sensor's total charge where its pulses are merged."
+    "Logarithm of the charge, or of a sensor's total charge where its pulses are merged."
     if tokens.merged is not None:
         return tokens.merged[:, 0]
     return tokens.tables.log_charge.index_select(0, tokens.codes[:, 2].int() & 0xffff)
@@ -350,7 +350,8 @@ ROW_BITS = 26 # of a sorting key: up to 67 million tokens at a time
 
 def group_by_sensor(tokens: Tokens # in order of time in each event, as packed
     ) -> tuple[Tensor, Tensor]: # (N,) the rows sensor by sensor; (N,) bool, whether a sensor begins there
-    "Sort by event and sensor; in each, pulses that are not auxiliary come first, then the order of time."
+    """Sort by event and sensor.
+    Within a sensor, non-auxiliary pulses come first, and then the order is by time."""
     key = (tokens.event << 16) + (tokens.sensor << 1) + tokens.auxiliary
     key = sort_integers((key << ROW_BITS) + torch.arange(len(key), device=key.device))
     sensor = key >> (ROW_BITS + 1)
@@ -404,7 +405,7 @@ PULSE_DELAY_UNIT_NS = 100.0
 
 @feature(*PULSE_COLUMNS)
 def first_pulses(tokens: Tokens) -> Tensor: # (N, 3*K)
-    "Delay, charge and auxiliary flag of the first pulses of each token's sensor; zeros where it has fewer."
+    "Delay, charge and auxiliary flag of the first pulses of each token's sensor. Zeros where it has fewer."
     pulses, tables = tokens.pulses, tokens.tables
     start = pulses.start[:, None]
     row = start + torch.arange(pulses.most, device=start.device)                             # (N, K)
@@ -452,7 +453,7 @@ def choose_tokens(tokens: Tokens, # one for each pulse
                   counts: np.ndarray, # (B, 2) of `count_tokens`
                   feature_set: str # a key of `FEATURE_SETS`
     ) -> Tokens:
-    "The tokens of a feature set before events are thinned: all pulses; or one a sensor; or the nearby ones."
+    "The tokens of a feature set before thinning: all pulses, one for each sensor, or the nearby ones."
     chosen = find_feature_set(feature_set)
     if chosen.merged:
         tokens = merge_sensors(tokens, counts.sum(1), chosen.pulses)
@@ -468,7 +469,7 @@ def turn_angle(azimuth: np.ndarray, # (N,) rad
                mirror: np.ndarray|bool = False, # first reflected in a row of strings
                detector: Detector = ICECUBE
     ) -> np.ndarray: # (N,) rad in [0, 2 pi)
-    "An azimuth after a turn of the array."
+    "The azimuth after the array is rotated or mirrored."
     if np.any(mirror) and detector.mirror_azimuth_rad is None:
         raise ValueError(f'detector {detector.name} has no mirror symmetry: give mirror=False')
     mirrored = np.where(mirror, 2*(detector.mirror_azimuth_rad or 0.0), 0.0)

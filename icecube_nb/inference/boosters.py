@@ -24,7 +24,7 @@ FIXED = {'num_cat': '0', 'is_linear': '0'}  # numbers only, and a constant in ea
 MOST_LEAVES = 1 << 16
 
 def read_numbers(lines: dict[str, str], name: str, count: int) -> np.ndarray: # (count,)
-    "A list of a tree; ValueError if it has another length or is not finite."
+    "Read a list of a tree. Raises ValueError if it has another length or is not finite."
     values = np.array(lines[name].split(), float)
     if len(values) != count or not np.isfinite(values).all():
         raise ValueError(f'{name} must be {count} finite numbers')
@@ -33,7 +33,7 @@ def read_numbers(lines: dict[str, str], name: str, count: int) -> np.ndarray: # 
 def check_tree(lines: dict[str, str], # name to text
                features: int # columns that the booster looks at
     ) -> tuple[dict[str, np.ndarray], np.ndarray]: # the lists of its nodes; values of the leaves
-    "The numbers of a tree; ValueError or KeyError for what is no sound regression tree."
+    "The numbers of a tree. Raises ValueError or KeyError if it is not a sound regression tree."
     leaves = int(lines['num_leaves'])
     if not 1 <= leaves <= MOST_LEAVES or any(lines[name] != value for name, value in FIXED.items()):
         raise ValueError('it is no tree of constants')
@@ -56,7 +56,7 @@ MOST_TREES, MOST_FEATURES = 100_000, 100_000
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    "T trees of at most K splits; the answer is the sum of one value from each tree."
+    "T trees of at most K splits. The answer is the sum of one value from each tree."
     text: str = field(repr=False)   # as LightGBM wrote it
     columns: int           # features that it looks at
     feature: np.ndarray    # (T, K) column that each split looks at; -1: no split
@@ -80,10 +80,10 @@ def leaf_places(left: np.ndarray, right: np.ndarray # (K,), (K,) children: a lat
 # %% ../../nbs/appendix/boosters.ipynb #b0057022
 def booster_trees(text: str, columns: int # of LightGBM; features that it looks at
     ) -> Iterator[dict[str, np.ndarray]]: # feature, threshold, decision, place (k,); value (k+1,)
-    "The trees of a booster; ValueError or KeyError if one is not sound."
+    "The trees of a booster. Raises ValueError or KeyError if one is not sound."
     _, *blocks = text.partition('\nend of trees')[0].split('\nTree=')
     if not 1 <= len(blocks) <= MOST_TREES:
-        raise ValueError(f'it has {len(blocks)} trees')
+        raise ValueError(f'it has {len(blocks):,} trees, not 1 to {MOST_TREES:,}')
     for number, block in enumerate(blocks):
         lines = dict(line.split('=', 1) for line in block.splitlines()[1:] if line)
         try:
@@ -98,7 +98,7 @@ def booster_trees(text: str, columns: int # of LightGBM; features that it looks 
 def read_forest(text: str, # of LightGBM, perhaps changed by somebody
                 path: Path # named in the error
     ) -> Forest:
-    "The trees of a booster; ValueError if they are not sound."
+    "Read the trees of a booster. Raises ValueError if they are not sound."
     try:
         head = dict(line.split('=', 1) for line in text.partition('\nTree=')[0].splitlines() if '=' in line)
         columns = int(head['max_feature_idx']) + 1
@@ -164,10 +164,10 @@ def question_bits(questions: np.ndarray, # (Q, 3) feature, decision, threshold, 
     changes = 1 + np.flatnonzero(np.any(questions[1:, :2] != questions[:-1, :2], 1))
     for first, end in zip([0, *changes], [*changes, len(questions)]):
         if first == end:
-            continue                                            # no question at all
+            continue                                            # there is no question
         feature, decision = (int(number) for number in questions[first, :2])
         if feature < 0:
-            out[first:end] = 0                                  # no split: nobody moves
+            out[first:end] = 0                                  # no split: all events stay
         else:
             answer_bits(columns[feature], limits[first:end], decision, out[first:end])
     return out.view('<u8')
@@ -269,7 +269,7 @@ def asked_questions(forests: tuple[Forest, ...] # for the same features
 def forest_answers(forests: list[Forest], # G of them, for the same features
                    features: np.ndarray # (B, F)
     ) -> np.ndarray: # (B, G)
-    "What each forest answers; as LightGBM, but for the order in which trees are added up."
+    "What each forest answers: as LightGBM, except that the trees are added up in another order."
     if any(forest.columns != features.shape[1] for forest in forests):
         raise ValueError(f'the boosters look at {forests[0].columns} features, here are {features.shape[1]}')
     questions, numbers = asked_questions(tuple(forests))
@@ -286,7 +286,7 @@ def forest_answers(forests: list[Forest], # G of them, for the same features
 
 def unique_rows(rows: np.ndarray # (n, 3)
     ) -> tuple[np.ndarray, np.ndarray]: # (Q, 3) sorted, and which of them each row is, (n,)
-    "The different rows."
+    "The distinct rows, sorted."
     order = np.lexsort(rows.T[::-1])
     new = np.ones(len(rows), bool)
     new[1:] = np.any(rows[order][1:] != rows[order][:-1], 1)

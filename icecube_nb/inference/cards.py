@@ -25,7 +25,8 @@ from ..training.precision import pick_device
 # %% ../../nbs/appendix/all_cards.ipynb #f0ca0005
 def pick_devices(names: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', or several such as 'cuda:0,cuda:1'
     ) -> tuple[list[torch.device], str]: # the devices, and a line that says which and why
-    "`auto` and `cuda` are all visible cards that work; a process of `torchrun` takes the card of its number."
+    """`auto` and `cuda` mean all visible cards that work.
+    A process of `torchrun` takes the card of its local rank."""
     if names not in ('auto', 'cuda') or not torch.cuda.is_available():
         places, lines = zip(*(pick_device(name.strip()) for name in names.split(',')))
         return list(places), lines[0] if len(lines) == 1 else f'devices {names}, as asked'
@@ -42,7 +43,7 @@ def pick_devices(names: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', or several su
 
 def own_card(local_rank: int # number of the process on its machine
     ) -> torch.device:
-    "The card of a process; ValueError if there are more processes than cards."
+    "The card of a process. Raises ValueError if there are more processes than cards."
     if local_rank >= torch.cuda.device_count():
         raise ValueError(f'process {local_rank} has no card, there are {torch.cuda.device_count()}; start '
                          'fewer with --nproc-per-node, or choose --device cpu')
@@ -50,12 +51,12 @@ def own_card(local_rank: int # number of the process on its machine
 
 # %% ../../nbs/appendix/all_cards.ipynb #f0ca0007
 def selected(device: torch.device) -> AbstractContextManager:
-    "Make a card the current one of this thread: some kernels are launched on the current card only."
+    "Make a card the current one of this thread, because some kernels run on the current card only."
     return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
 
 # %% ../../nbs/appendix/all_cards.ipynb #f0ca0070
 class DevicePool:
-    "Threads that compute on several devices; each item goes to a device that is free."
+    "Threads that compute on several devices. Each item goes to a free device."
     def __init__(self, replicas: list, # one for each device: anything that has a `.device`
                  per_device: int = 2 # threads: one prepares while the other waits for its answers
         ):
@@ -68,7 +69,7 @@ class DevicePool:
         self.pool = ThreadPoolExecutor(self.workers, 'device', **one_thread)
 
     def run(self, work: Callable, item): # work(replica, item)
-        "Work on one item by a replica that is free."
+        "Work on one item with a free replica."
         replica = self.free.get()
         try:
             with selected(replica.device):
@@ -79,7 +80,7 @@ class DevicePool:
     def map(self, work: Callable, # of a replica and an item
             items: Iterable
         ) -> Iterator: # of work(replica, item), in the order of the items
-        "Work on several items at a time; what `work` raises is raised here, and the rest is dropped."
+        "Work on several items at a time. An error of `work` is raised here, and the other items are dropped."
         pending = deque()
         try:
             for item in items:
@@ -111,12 +112,12 @@ class Processes:
         self.store.set(name, text)
 
     def ask(self, name: str) -> str:
-        "The text that a process told; waits until it is there."
+        "The text that a process told. Waits until it is there."
         self.store.wait([name], LONGEST_WAIT)
         return self.store.get(name).decode()
 
     def wait_for_all(self, name: str) -> None:
-        "Go on when all processes have come here."
+        "Wait until all processes have reached this point."
         self.tell(f'{name} {self.rank}', 'done')
         for rank in range(self.ranks):
             self.ask(f'{name} {rank}')
@@ -124,7 +125,7 @@ class Processes:
     @contextmanager
     def share(self, folder: AbstractContextManager # gives the path of a folder
         ) -> Iterator[Path]:
-        "Process 0 opens a folder and closes it last; the others are told where it is."
+        "Process 0 opens a folder and closes it last. The others are told where it is."
         if self.rank > 0:
             yield Path(self.ask('folder'))
             return
@@ -135,12 +136,12 @@ class Processes:
 # %% ../../nbs/appendix/all_cards.ipynb #f0ca0013
 @cache
 def _shared_store() -> dist.Store:
-    "The store of the processes that `torchrun` started; one connection a process."
+    "The store of the processes that `torchrun` started, with one connection for each process."
     store, _, _ = next(dist.rendezvous('env://', timeout=LONGEST_WAIT))
     return store
 
 def started_together() -> Processes:
-    "The processes that `torchrun` started; one alone without it. Every process must make the same calls."
+    "The processes that `torchrun` started, or this one alone. Every process must make the same calls."
     started = started_processes()
     if started.ranks == 1:
         return Processes()

@@ -46,7 +46,7 @@ class CandidateTable(NamedTuple):
 # %% ../../nbs/05b_ensemble.ipynb #f0a80010
 def normalised(vectors: np.ndarray # (..., 3)
     ) -> np.ndarray: # (..., 3) unit vectors; up where there is no direction
-    "Unit vectors."
+    "Scale vectors to unit length."
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     usable = np.isfinite(length) & (length > 1e-12)
     return np.where(usable, vectors/np.where(usable, length, 1), [0.0, 0.0, 1.0])
@@ -55,7 +55,7 @@ def normalised(vectors: np.ndarray # (..., 3)
 def candidates_of(members: list[dict[str, np.ndarray]], # columns of each network's dump, its stack's included
                   posterior: np.ndarray|None = None # (B, 3) another candidate
     ) -> tuple[tuple[str, ...], np.ndarray]: # names, (B, C, 3) unit vectors
-    "All answers to the same events: mean, answers of each network, line fit, and two of them turned round."
+    "All answers to the same events: mean, each network's, line fit, and mean and line fit reversed."
     names, vectors = [], []
     for i, columns in enumerate(members):
         for name in answers_in(columns):
@@ -160,13 +160,13 @@ def example_answers(B: int, seed: int # events; of all that is drawn
 # %% ../../nbs/05b_ensemble.ipynb #c41e64a2
 @dataclass(frozen=True)
 class EnsembleConfig:
-    "How the boosters are made."
+    "Settings for the fit of the boosters."
     folds: int = 5                 # parts of the events; each set of boosters is made without one of them
     rounds: int = 200              # trees of a booster
     learning_rate: float = 0.04
     leaves: int = 31               # of a tree
-    least: int = 100               # events in a leaf
-    features_share: float = 0.5    # that a tree may look at
+    least: int = 100               # least number of events in a leaf
+    features_share: float = 0.5    # share of the features that a tree may use
     max_events: int = 2_000_000    # more are thinned out by their id
     threads: int = 0               # 0: all cores
     seed: int = 0
@@ -214,7 +214,7 @@ def predict_unseen(boosters: list[list[Forest]], # of each fold, G of them; they
                    learned: np.ndarray, # (E,) ids they learned from, ascending
                    config: EnsembleConfig
     ) -> np.ndarray: # (B, G)
-    "By the boosters that did not see the event; by the mean of all for an event that none saw."
+    "Predict with the boosters that did not see the event, or with the mean of all if none saw it."
     place = np.minimum(np.searchsorted(learned, event_id), max(len(learned) - 1, 0))
     known = learned[place] == event_id if len(learned) else np.zeros(len(event_id), bool)
     fold = np.where(known, fold_of(event_id, config.folds, config.seed), -1)
@@ -287,7 +287,8 @@ def answers_and_errors(ensemble: Ensemble, table: CandidateTable, event_id: np.n
 def ensemble_answers(ensemble: Ensemble, table: CandidateTable, event_id: np.ndarray, # (B,)
                      pulses: np.ndarray # (B,)
     ) -> dict[str, np.ndarray]: # azimuth, zenith, angular_error_rad, kappa, radius_50, ..., chosen, each (B,)
-    "The final answer to each event and how far off it may be; ValueError if the features are others."
+    """The final answer to each event and how far off it may be.
+    Raises ValueError for features other than the fit's."""
     if table.feature_names != ensemble.feature_names:
         odd = sorted(set(table.feature_names) ^ set(ensemble.feature_names)) or ['their order']
         raise ValueError(f'the ensemble was fitted to other features, first {odd[0]!r}; give it the networks '

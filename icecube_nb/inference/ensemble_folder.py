@@ -51,7 +51,7 @@ def member_columns(dump: Dump, stack: Stack|None) -> dict[str, np.ndarray]: # na
     return columns | (stack_answers(stack, dump) if stack else {})
 
 def check_same_events(dumps: list[Dump]) -> None:
-    "ValueError if the dumps hold different events."
+    "Raise ValueError if the dumps hold different events."
     first = dumps[0].column('event_id')
     for dump in dumps[1:]:
         if not np.array_equal(first, dump.column('event_id')):
@@ -62,7 +62,7 @@ def check_same_events(dumps: list[Dump]) -> None:
 def members_table(dumps: list[Dump], stacks: list[Stack|None], rows: np.ndarray, # (r,)
                   weights: PosteriorWeights|None = None
     ) -> CandidateTable:
-    "Table of some rows, built file by file."
+    "The candidate table of some rows, built file by file."
     parts = []
     for i, start in enumerate(dumps[0].starts[:-1]):
         here = rows[(rows >= start) & (rows < dumps[0].starts[i + 1])] - start
@@ -100,7 +100,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
                  config: EnsembleConfig = EnsembleConfig(),
                  progress: Callable[[int, int, str], None]|None = None # (boosters done, of how many, comment)
     ) -> Ensemble:
-    "Make an ensemble from networks, their dumps and stacks; a finished one of the same parts is loaded."
+    "Fit an ensemble to networks, their dumps and stacks. A finished one of the same parts is loaded."
     check_members(runs, dumps, stacks, long_runs)
     out = check_folder(out, 'ensemble', was_ensemble, [*runs, *dumps, *(stacks or ()), *(long_runs or ())])
     refuse_others(out, 'ensemble', ENSEMBLE_FILES.fullmatch)
@@ -132,7 +132,7 @@ def fit_ensemble(runs: list[str|Path], # trained networks
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #15018e6a
 def check_members(runs, dumps, stacks, long_runs) -> None:
-    "ValueError unless there is one dump, and one or no stack and long run, for each network."
+    "Raise ValueError unless there is one dump, and one or no stack and long run, for each network."
     for name, there in (('dumps', dumps), ('stacks', stacks), ('long runs', long_runs)):
         if there and len(there) != len(runs):
             raise ValueError(f'{len(there)} {name} for {len(runs)} runs; give one for each, in their order')
@@ -151,7 +151,7 @@ def shared_rows(dumps: list[Dump], config: EnsembleConfig) -> np.ndarray: # (r,)
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #5a1e1f01
 def check_same_network(run: str|Path, dump: Dump, stack: Stack|None) -> None:
-    "ValueError unless the dump and the stack are of the weights that the run has now."
+    "Raise ValueError unless dump and stack belong to the weights that the run has now."
     options = read_options(options_of_dump(dump), dump.files[0].parent)
     now = load_predictor(run, 'cpu', options=options).number
     if network_of(dump) != now:
@@ -205,7 +205,7 @@ def was_ensemble(folder: Path) -> bool:
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #f0d50011
 def copy_whole(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    "Copy files of a folder, each whole or not at all; those of `OPTIONAL` where they are there."
+    "Copy files of a folder, each whole or not at all. Files of `OPTIONAL` may be missing."
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name in OPTIONAL and not (source/name).is_file():
@@ -215,7 +215,7 @@ def copy_whole(source: Path, target: Path, names: tuple[str, ...]) -> None:
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #507bb8ec
 def is_ensemble(run: str|Path) -> bool:
-    "Is this the folder of an ensemble?"
+    "Whether a folder holds an ensemble."
     return (Path(run)/'ensemble.json').is_file()
 
 def member_runs(folder: str|Path # of an ensemble
@@ -224,7 +224,7 @@ def member_runs(folder: str|Path # of an ensemble
     return sorted(path for path in Path(folder).iterdir() if re.fullmatch(r'(run|long)_\d+', path.name))
 
 def read_ensemble_note(folder: Path) -> dict:
-    "The ensemble.json of a folder; ValueError if it is damaged."
+    "The ensemble.json of a folder. Raises ValueError if it is damaged."
     try:
         about = read_json(folder/'ensemble.json')
         config = EnsembleConfig(**about['config'])
@@ -250,7 +250,7 @@ def read_ensemble_note(folder: Path) -> dict:
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #f0d50012
 def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_note` of it
-    "ValueError names the first member or file that is missing or damaged."
+    "Raise a ValueError that names the first member or file that is missing or damaged."
     parts = ('run', *['long']*about['long_runs'], *['stack']*about['stacks'])
     for member in (folder/f'{part}_{i}' for i in range(about['members']) for part in parts):
         if not (member/'weights.safetensors').is_file():
@@ -263,7 +263,7 @@ def check_ensemble_files(folder: Path, about: dict) -> None: # `read_ensemble_no
 
 # %% ../../nbs/appendix/ensemble_folder.ipynb #6a1c0e91
 def read_ids(path: Path) -> np.ndarray: # (E,) integer
-    "The events that an ensemble learned from; ValueError if the file holds something else."
+    "The events that an ensemble learned from. Raises ValueError if the file holds something else."
     try:
         ids = np.load(io.BytesIO(read_regular(path)), allow_pickle=False)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -274,7 +274,7 @@ def read_ids(path: Path) -> np.ndarray: # (E,) integer
     return ids
 
 def load_ensemble(folder: str|Path) -> Ensemble:
-    "Read the boosters, weights and calibration of an ensemble; errors name the file and the mend."
+    "Read the boosters, weights and calibration of an ensemble. Errors name the file and the mend."
     folder = Path(folder)
     about = read_ensemble_note(folder)
     check_ensemble_files(folder, about)
@@ -310,7 +310,7 @@ class LoadedEnsemble(NamedTuple):
 def load_with_networks(run: str|Path, # folder of the ensemble
                        device: str = 'auto', precision: str = 'auto'
     ) -> LoadedEnsemble:
-    "Read boosters, networks and stacks; errors name the file and the mend."
+    "Read boosters, networks and stacks. Errors name the file and the mend."
     run = Path(run)
     if not is_ensemble(run):
         raise FileNotFoundError(f'{run} has no ensemble.json; make it with `icecube-nb ensemble`')

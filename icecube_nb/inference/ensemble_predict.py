@@ -48,9 +48,8 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
                      other_detector: bool = False, # answer events of another detector all the same
                      format: str|None = None # a key of `formats.FORMATS`; None: as the suffix of `out` says
     ) -> Prediction:
-    """Answer all test events by all members of an ensemble and combine them; run it again to resume.
-
-    Processes that `torchrun` started share the batch files."""
+    """Answer all test events with all members of an ensemble and combine the answers.
+    Run it again to resume. Processes that `torchrun` started share the batch files."""
     data, processes = Path(data), started_together()
     output = check_output(out, format, data)
     both = output.suffix == '.csv' and not output.stream and format is None
@@ -93,7 +92,7 @@ def answer_by_ensemble(ready: LoadedEnsemble, files: dict[int, Path], # batch_id
                        prepared: Prepared, folder: Path, # of the dumps and final answers
                        progress: Callable[[int, int, str], None]|None = None, deadline: Deadline|None = None
     ) -> list[Path]: # files of final answers
-    "File after file: all networks, then the ensemble; those that are done already are kept."
+    "For each file, run all networks and then the ensemble. Finished files are kept."
     sizes = [len(load_packed(path, check=False)) for path in files.values()]
     total, finals = sum(sizes)*len(ready.members), []
     for k, (batch_id, path) in enumerate(files.items()):
@@ -111,7 +110,7 @@ def answer_by_ensemble(ready: LoadedEnsemble, files: dict[int, Path], # batch_id
 def dump_networks(ready: LoadedEnsemble, batch_id: int, path: Path, prepared: Prepared, folder: Path,
                   report: Callable[[int, str], None]|None, limit: Deadline|None
     ) -> bool: # whether all networks have answered
-    "Dump each network's answers to one batch file; the first network answers in any case."
+    "Dump each network's answers to one batch file. The first network always answers."
     for i, predictors in enumerate(ready.members):
         if i and limit:
             if limit.short(0):
@@ -129,7 +128,8 @@ def dump_networks(ready: LoadedEnsemble, batch_id: int, path: Path, prepared: Pr
 def combine_batch(ready: LoadedEnsemble, folder: Path, # of the dumps
                   batch_id: int, whole: bool = True # False: only the first network has answered
     ) -> Path: # the file of final answers
-    "Combine the members' answers to one batch file; an event that not all could answer keeps the first's."
+    """Combine the members' answers to one batch file.
+    An event that not all could answer keeps the first one's answer."""
     dumps = [open_dump(folder/f'member_{i}', [batch_id]) for i in range(len(ready.members) if whole else 1)]
     target = final_path(folder, batch_id)
     wanted = fingerprint(ready.fingerprint, f'by_cheap {whole}', *(d.fingerprint for d in dumps))
@@ -168,7 +168,7 @@ CLAIMS = {'angular_error_rad': np.pi/2, 'kappa': 0.0, **{f'radius_{100*s:.0f}': 
 def uncertainty_table(finals: list[Path], # files of `combine_batch`, or of answers without uncertainties
                       table: pd.DataFrame # event_id, azimuth, zenith
     ) -> pd.DataFrame: # the same rows, with pulses, kappa, angular_error_rad and the calibrated radii
-    "The submission with its uncertainties; nothing is claimed where there are none."
+    "The submission with its uncertainties. Where there are none, the widest ones are given."
     parts = []
     for path in finals:
         columns = read_answers(path)

@@ -23,7 +23,7 @@ from ..physics.angles import angular_error, direction_from_angles
 
 # %% ../../nbs/03a_evaluate.ipynb #4af205b2
 def _check_pulses(time_ns, position_m, offsets, weight) -> tuple: # the four as int64 or float64 arrays
-    "The pulses of B events, checked; ValueError names what does not fit."
+    "Check the pulses of B events. Raises a ValueError that names what does not fit."
     time, position = np.asarray(time_ns), np.asarray(position_m, float)
     time = time.astype(np.int64 if time.dtype.kind in 'iu' else float)      # integers stay exact: (N,)
     offsets, N = np.asarray(offsets).astype(np.int64), len(time)             # (B+1,)
@@ -128,7 +128,7 @@ def constant_guess(
 
 # %% ../../nbs/03a_evaluate.ipynb #7d1c1ccd
 def _check_errors(errors, name: str = 'errors') -> np.ndarray: # (B,) float64
-    "`errors` as a flat float64 array; ValueError where it is not one, is empty or not finite."
+    "`errors` as a flat float64 array. Raises ValueError if it is empty, not flat or not finite."
     errors = np.asarray(errors, float)
     if errors.ndim != 1 or len(errors) == 0:
         raise ValueError(f'{name} has shape {errors.shape}: give (B,) with B > 0')
@@ -164,7 +164,7 @@ def bootstrap_error(
 
 # %% ../../nbs/03a_evaluate.ipynb #98a0e3b7
 class Difference(NamedTuple):
-    "A mean difference of two methods' errors; negative where the first is better."
+    "A mean difference of two methods' errors. Negative means that the first is better."
     mean: float   # [rad] mean of a - b
     error: float  # [rad] its standard error
 
@@ -172,7 +172,7 @@ def paired_difference(
     errors_a, # (B,) [rad]
     errors_b, # (B,) [rad] of the same events in the same order
 ) -> Difference: # unpacks as (mean, error)
-    "The mean of a - b over the same events, with its standard error; negative: a is better."
+    "The mean of a - b over the same events, with its standard error. Negative means that a is better."
     a, b = _check_errors(errors_a, 'errors_a'), _check_errors(errors_b, 'errors_b')
     if len(a) != len(b):
         raise ValueError(f'errors_a has {len(a)} events and errors_b {len(b)}: '
@@ -186,7 +186,7 @@ PULSE_SLICES = {'under 64': (0, 64), '64-255': (64, 256), '256 and over': (256, 
 def pulse_slice(
     counts, # (B,) pulses of each event
 ) -> np.ndarray: # (B,) str, keys of PULSE_SLICES
-    "The name of each event's slice."
+    "The slice of pulse counts that each event belongs to."
     counts = np.asarray(counts, float)
     bad = ~(counts >= 0)                                                # NaN too
     if bad.any():
@@ -228,7 +228,7 @@ def error_table(
 
 # %% ../../nbs/03a_evaluate.ipynb #8f936265
 def _cells(table: pd.DataFrame, digits: int, sign: str) -> list: # rows of text, the header first
-    "The table as text; a column `x_error` is folded into `x`, a method is named once, an empty slice is `-`."
+    "The table as text. A column `x_error` is folded into `x`, a method is named once, an empty slice is `-`."
     folded = [c for c in table.columns if not (c.endswith('_error') and c[:-6] in table.columns)]
     def cell(row, c):
         value, error = row[c], row.get(f'{c}_error')
@@ -289,7 +289,8 @@ def share_within(
 
 # %% ../../nbs/03a_evaluate.ipynb #0aff8fc8
 def _read_table(path, batches=None) -> pd.DataFrame: # the file's columns, an index made one of them
-    "A CSV or parquet file as it is, or its rows of some batches; FileNotFoundError or ValueError names it."
+    """Read a CSV or parquet file, or its rows of some batches.
+    Raises FileNotFoundError or ValueError, which name it."""
     path = Path(path)
     if path.suffix not in ('.csv', '.parquet'):
         raise ValueError(f'{path}: the name must end in .csv or .parquet')
@@ -306,7 +307,7 @@ def _read_table(path, batches=None) -> pd.DataFrame: # the file's columns, an in
     return rows_of_batches(table, batches, path) if batches else table
 
 def rows_of_batches(table: pd.DataFrame, batches, path) -> pd.DataFrame:
-    "The rows of some batches; ValueError if the file does not say which those are, or has none of one."
+    "The rows of some batches. Raises ValueError if the file has no batch ids, or no rows of a batch."
     if 'batch_id' not in table.columns:
         raise ValueError(f'{path}: no column batch_id; leave --batches out')
     missing = set(batches) - set(table['batch_id'])
@@ -356,7 +357,8 @@ def read_directions(
     path, # .csv or .parquet with event_id, azimuth, zenith [rad]; further columns are kept
     batches=None, # the rows of these batch ids only
 ) -> pd.DataFrame: # event_id int64, azimuth and zenith float64 and the rest, in the file's order
-    "Read a submission or a truth file, every row checked; ValueError names file, event and mend."
+    """Read a submission or a truth file and check every row.
+    Raises a ValueError that names file, event and mend."""
     table = _read_table(path, batches)
     missing = [c for c in ('event_id', *ANGLE_RANGES) if c not in table.columns]
     if missing:
@@ -371,7 +373,8 @@ def check_submission(
     events, # path of a file with the event_id wanted: the truth, or the competition's sample submission
     batches=None, # only events of these batch ids are wanted
 ) -> pd.DataFrame: # the submission's rows in the order of `events`
-    "The submission, checked and in the order of `events`; ValueError where the two hold different events."
+    """Check a submission and put it in the order of `events`.
+    Raises ValueError if the two hold different events."""
     answer, table = read_directions(submission), _read_table(events, batches)
     if 'event_id' not in table.columns:
         raise ValueError(f'{events}: no column event_id; give a file with the events wanted')
@@ -388,7 +391,7 @@ def check_submission(
 
 # %% ../../nbs/03a_evaluate.ipynb #4eb7fcc4
 class Score(NamedTuple):
-    "What a submission is worth."
+    "The score of a submission."
     mean: float           # [rad] the competition's metric
     mean_error: float     # [rad] its bootstrap error
     table: pd.DataFrame   # as `error_table`; by pulse count if the truth has a column `pulses`

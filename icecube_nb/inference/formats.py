@@ -67,8 +67,10 @@ def user_directions(data: Path # a folder that `convert` made
     "Which way the angles of the user's files point. Raises ValueError if the folder does not say so."
     direction = read_note(data/'conversion.json').get('direction')
     if direction not in ('from', 'to') or not (data/'event_ids.parquet').is_file():
-        raise ValueError(f'{data} does not say which events it was converted from; --format events needs a folder '
-                         'that `icecube-nb convert` made: run it again to bring the notes up to date')
+        raise ValueError(
+            f'{data} does not say which events it was converted from; --format events needs a folder '
+            'that `icecube-nb convert` made: run it again to bring the notes up to date'
+        )
     return direction
 
 def events_table(table: pd.DataFrame, # event_id, azimuth, zenith, and perhaps uncertainties

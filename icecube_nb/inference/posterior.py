@@ -60,7 +60,7 @@ def tile_middles() -> np.ndarray: # (2*ROWS*ROWS, 3) unit vectors
 @cache
 def sky_cells(points: int # of `sphere_grid`
     ) -> SkyCells:
-    "The cells of a grid; of one point each where the number of points does not divide by eight."
+    "The cells of a grid. Each has a single point if the number of points is not a multiple of eight."
     grid = sphere_grid(points)
     order = neighbours_together(grid, 1 if points % CELL_POINTS else CELL_POINTS)
     middle = grid[order].mean(1)
@@ -72,7 +72,7 @@ def sky_cells(points: int # of `sphere_grid`
 PIECE = {'cpu': 256, 'cuda': 2048} # maps at a time
 
 class SkyGrid:
-    "The points and classes of a pooled posterior, on one device; points in the order of their cells."
+    "The points and classes of a pooled posterior on one device. The points are in the order of their cells."
     def __init__(self, pool: PosteriorWeights, device: str|torch.device = 'cpu'):
         self.pool, self.device = pool, torch.device(device)
         skies, cells = pool.skies(), sky_cells(pool.points)
@@ -93,7 +93,7 @@ class SkyGrid:
         ]
 
     def tensor(self, values) -> torch.Tensor:
-        "Single precision, on the device."
+        "Values in single precision, on the device."
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
 
     def numbers(self, values) -> torch.Tensor:
@@ -125,7 +125,7 @@ def class_tables(grid: SkyGrid, heads: list[tuple[np.ndarray, np.ndarray]]
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970107
 def folded_zenith(logits: torch.Tensor, bins: Bins # (b, classes with the mirrored ones)
     ) -> torch.Tensor: # (b, classes) probabilities
-    "Probabilities of the zenith classes; what lies beyond a pole is folded back."
+    "Probabilities of the zenith classes, with those beyond a pole folded back."
     zenith, mirror, n = torch.softmax(logits, -1), bins.mirror, len(bins.zenith_edges)
     inside = zenith[:, mirror:mirror + n].clone()
     if mirror:
@@ -140,7 +140,7 @@ LEAST_LOG = -36.0 # of a probability, in units of the largest: 2e-16
 def in_place(values: torch.Tensor, # contiguous
              by_numpy: Callable, by_torch: Callable # np.exp, torch.exp_
     ) -> torch.Tensor:
-    "A function of each number, in its place, by the quicker of two libraries."
+    "Apply a function to each number in place, with the faster of two libraries."
     if values.device.type == 'cpu' and BY_NUMPY:
         by_numpy(values.numpy(), out=values.numpy())
         return values
@@ -228,14 +228,14 @@ def mean_angle(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor, # (b, 3)
 
 def mean_angles(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor # (b, C, 3)
     ) -> torch.Tensor: # (b, C) rad
-    "The same for several directions."
+    "The mean angle of each direction to each map, as `expected_angles`."
     cells = cell_of(grid, direction)                                                        # (b, C)
     pairs = zip(direction.unbind(1), cells.unbind(1))
     return torch.stack([mean_angle(grid, maps, each, cell) for each, cell in pairs], 1)
 
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970113
-STEPS, STRETCH = 5, 1.5 # of the iteration; each step is so many times as long as Weiszfeld's
-LOOK = (0, 2)           # steps before which is looked at what is near; it changes little in the others
+STEPS, STRETCH = 5, 1.5 # number of steps; their length as a multiple of Weiszfeld's
+LOOK = (0, 2)           # steps that look up the nearby points anew; they change little in the others
 
 def pull_of(place: tuple[torch.Tensor, ...], direction: tuple[torch.Tensor, ...], weight: torch.Tensor,
             softly: torch.Tensor, axis: int # added to the squared sine; over which to sum
@@ -247,7 +247,7 @@ def pull_of(place: tuple[torch.Tensor, ...], direction: tuple[torch.Tensor, ...]
 
 def map_medians(grid: SkyGrid, maps: CellMaps, start: torch.Tensor # (b, 3)
     ) -> torch.Tensor: # (b, 3) unit vectors
-    "The direction that each map expects the smallest angle of: `spherical_median`."
+    "The direction with the smallest mean angle to each map, as `spherical_median`."
     direction = start
     softly = torch.tensor(1 + np.pi/len(grid.points), device=grid.device)       # a quarter of a point's area
     for step in range(STEPS):

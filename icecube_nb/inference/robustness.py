@@ -48,7 +48,7 @@ def spoil(data: str|Path, # competition-format folder with test files
           out: str|Path, # folder to make; must not exist
           change: Change, seed: int = 0
     ) -> Path: # the folder
-    "A copy of the test files with changed pulses; whole or not at all."
+    "Copy the test files with changed pulses, whole or not at all."
     data, out = Path(data), Path(out)
     if out.exists():
         raise FileExistsError(f'{out} is there already; choose another folder or remove it')
@@ -93,7 +93,7 @@ def same_neutrinos(
     truth: pd.DataFrame, # `test_truth` of a data set
     other: pd.DataFrame, # of one that differs in ice, noise or electronics only
 ) -> tuple[np.ndarray, np.ndarray]: # rows of each, of the neutrinos that triggered in both
-    "Pair the events of two data sets; ValueError where neutrinos of the same number differ."
+    "Pair the events of two data sets. Raises ValueError where neutrinos of the same number differ."
     rows = [table[['batch_id', 'neutrino', 'azimuth']].assign(row=np.arange(len(table)))
             for table in (truth, other)]
     pairs = rows[0].merge(rows[1], on=['batch_id', 'neutrino'], suffixes=('', '_other'))

@@ -27,7 +27,7 @@ from ..training.checkpoints import sensors_of_run
 
 # %% ../../nbs/appendix/sky_maps.ipynb #a26679da
 def need_healpix() -> None:
-    "ImportError if the packages for sky maps are not installed."
+    "Raise ImportError if the packages for sky maps are not installed."
     need_packages('sky maps need', 'skymap', 'astropy', 'astropy_healpix')
 
 def pixel_directions(nside: int # a power of two
@@ -41,7 +41,7 @@ MOST_NSIDE = 1024                # 12.6 million pixels of 0.057 degrees
 
 def choose_nside(radius_rad: float # of the circle that holds half of the probability
     ) -> int:
-    "Pixels an eighth of the circle's radius wide or less, not more than `MOST_NSIDE` allows."
+    "The resolution at which a pixel is at most an eighth of the circle's radius wide, up to `MOST_NSIDE`."
     wanted = math.sqrt(math.pi/3)/(max(radius_rad, 1e-9)/8)
     return int(min(MOST_NSIDE, 2**math.ceil(math.log2(max(wanted, 16)))))
 
@@ -56,7 +56,7 @@ class SkyMap:
 
     @property
     def nside(self) -> int:
-        "The resolution."
+        "The resolution of the map."
         return math.isqrt(len(self.probability)//12)
 
     def areas(self) -> list[float]: # sr, one for each of `SHARES`
@@ -96,11 +96,11 @@ def answer_map(answers: dict[str, np.ndarray], # of `answer_events` with `dump`,
                predictor: Predictor, head: str, # a key of `MAPS`
                nside: int|None = None # None: by the claimed uncertainty
     ) -> SkyMap:
-    "The map of one head's answer; ValueError for an event without one."
+    "The map of one head's answer. Raises ValueError for an event without one."
     names = [f'{head}_{name}' for name in ('azimuth', 'zenith', 'confidence')]
     azimuth, zenith, confidence = (float(answers[name][0]) for name in names)
     if not np.isfinite([azimuth, zenith, confidence]).all():
-        raise ValueError('this event has no answer: it has no pulses, or bad ones')
+        raise ValueError('this event has no answer, as it has no pulses, or bad ones; name another one')
     kappa = float(kappa_of_length(confidence)) if head == 'classes' else confidence
     radii = tuple(float(vmf_radius(kappa, share)) for share in SHARES)
     points = pixel_directions(nside or choose_nside(radii[0]))
@@ -143,7 +143,7 @@ def write_sky_map(path: str|Path, # the .fits file to write
                   nside: int|None = None, # a power of two up to `MOST_NSIDE`; None: by the claimed error
                   device: str = 'auto', other_detector: bool = False
     ) -> tuple[Path, SkyMap]:
-    "Answer one test event and write its map, whole or not at all; errors name what is missing."
+    "Answer one test event and write its map, whole or not at all. Errors name what is missing."
     need_healpix()
     output = check_file(path, 'skymap', [data, run], ('.fits',))
     if nside is not None and (not 1 <= nside <= MOST_NSIDE or nside & (nside - 1)):
@@ -152,7 +152,7 @@ def write_sky_map(path: str|Path, # the .fits file to write
     heads = [name for name in MAPS if name in predictor.config.model.outputs]
     head = head or (heads or ['?'])[0]
     if head not in heads:
-        raise ValueError(f'{run} has no map by {head!r}, but by {", ".join(heads) or "none of its heads"}; '
+        raise ValueError(f'{run} has no map of head {head!r}, only of {", ".join(heads) or "none"}; '
                          'name one of these by --head')
     prepared, files, _ = checked_files(Path(data), None, [run], other_detector, [predictor])
     packed = next((p for p in map(load_packed, files.values()) if event_id in p.event_id), None)

@@ -34,7 +34,7 @@ def compare_in_bins(x: np.ndarray, # (B,) the quantity
                     edges: np.ndarray, # (K+1,) rising; low < x <= high, the first bin has its lower edge too
                     least: int = 20 # bins with fewer events are left out
     ) -> pd.DataFrame: # x, first, second, best, gain [rad], share (second closer), each with _error; events
-    "Both errors in bins of `x`, by how much the second is better, and how often; standard errors."
+    "Both errors in bins of `x`, how much better the second is, and how often, with standard errors."
     columns = {'x': x, 'first': first, 'second': second, 'best': np.minimum(first, second),
                'gain': first - second, 'share': np.where(first == second, 0.5, second < first)}
     bins = pd.DataFrame(columns).groupby(pd.cut(x, edges, labels=False, include_lowest=True))
@@ -118,7 +118,7 @@ class Stack:
     network: int                   # whose dumps it reads, see `network_of`
 
 def new_stack(dump: Dump, config: StackConfig, device: str = 'cpu') -> Stack:
-    "Fresh weights for what this dump holds; ValueError if the dump lacks an input."
+    "Fresh weights for the inputs of this dump. Raises ValueError if the dump lacks an input."
     for name in config.inputs:
         if name not in dump.columns[0]:
             raise ValueError(f'{dump.files[0]} has no column {name}, which the stack {config.name} sees; '
@@ -159,7 +159,7 @@ def fit_stack(dump: Dump, # of batches that the network did not learn from
               config: StackConfig = compact(), device: str = 'cpu',
               progress: Callable[[int, int, str], None]|None = None # (batches done, of how many, comment)
     ) -> Stack:
-    "Train a stack with the von Mises-Fisher loss and keep it in `run`; a finished one is loaded."
+    "Train a stack with the von Mises-Fisher loss and keep it in `run`. A finished one is loaded."
     run, rows = check_folder(run, 'stack', is_stack, [dump.files[0].parent]), usable_rows(dump)
     wanted = fingerprint(dump.fingerprint, json.dumps(asdict(config)))
     with claimed(run):
@@ -199,7 +199,7 @@ def run_epoch(stack: Stack, dump: Dump, rows: np.ndarray, # (r,)
 # %% ../../nbs/05_stack.ipynb #5a0e1f11
 def refuse_nan(dump: Dump, names: tuple[str, ...], rows: np.ndarray # columns; (r,)
     ) -> None:
-    "ValueError that names the first of these rows whose columns hold NaN or infinity."
+    "Raise a ValueError that names the first of these rows whose columns hold NaN or infinity."
     for name in names:
         bad = rows[~np.isfinite(dump.take(name, rows).reshape(len(rows), -1)).all(1)]
         if not len(bad):
@@ -234,7 +234,7 @@ def same_form(given: object, own: object) -> bool: # both of nested dicts, lists
 
 # %% ../../nbs/05_stack.ipynb #6a1c0e90
 def load_epoch(run: Path, made_from: str, stack: Stack, optimiser, schedule) -> int: # epochs done
-    "Resume from the state that was saved, if there is one; ValueError if it is of another run."
+    "Resume from the saved state, if there is one. Raises ValueError if it belongs to another run."
     if not (run/'state.pt').is_file():
         return 0
     try:
@@ -258,7 +258,7 @@ def load_epoch(run: Path, made_from: str, stack: Stack, optimiser, schedule) -> 
 # %% ../../nbs/05_stack.ipynb #0a928814
 def save_stack(stack: Stack, run: Path, note: dict # further entries of stack.json
     ) -> None:
-    "Write weights and settings; `stack.json` comes last."
+    "Write weights and settings, `stack.json` last."
     weights = {k: v.detach().cpu().contiguous() for k, v in stack.model.state_dict().items()}
     content = save(weights)
     with written_whole(run/'weights.safetensors') as part:
@@ -271,7 +271,7 @@ def save_stack(stack: Stack, run: Path, note: dict # further entries of stack.js
     (run/'state.pt').unlink(missing_ok=True)
 
 def read_stack_note(run: Path) -> dict:
-    "The stack.json of a folder; ValueError if it is not one."
+    "The stack.json of a folder. Raises FileNotFoundError if there is none, ValueError if it is broken."
     path = run/'stack.json'
     if not path.is_file():
         raise FileNotFoundError(f'{run} holds no finished stack; make it with `icecube-nb stack`')
@@ -291,7 +291,7 @@ MOST_NUMBERS = 1 << 20             # in a layer of a stack
 
 def config_of_note(about: dict, path: Path # of `read_stack_note`, perhaps by a stranger; named in errors
     ) -> StackConfig:
-    "The settings of a stack; ValueError for unknown ones, and for a network that nobody would make."
+    "The settings of a stack. Raises ValueError for unknown settings, or sizes out of range."
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in about['config'].items()}
     odd = given.keys() - {f.name for f in fields(StackConfig)}
     if odd:
@@ -305,7 +305,7 @@ def config_of_note(about: dict, path: Path # of `read_stack_note`, perhaps by a 
     return config
 
 def load_stack(run: str|Path, device: str = 'cpu') -> Stack:
-    "Read a stack; errors name the file and the mend."
+    "Read a stack. Errors name the file and the mend."
     run = Path(run)
     about = read_stack_note(run)
     config = config_of_note(about, run/'stack.json')
@@ -326,7 +326,7 @@ def load_stack(run: str|Path, device: str = 'cpu') -> Stack:
 def stack_answers(stack: Stack, dump: Dump,
                   chunk: int = 8192 # rows at a time
     ) -> dict[str, np.ndarray]: # stack_azimuth, stack_zenith, stack_confidence (kappa), each (R,)
-    "The stack's answers to all rows; NaN where the network did not answer."
+    "The stack's answers to all rows. NaN where the network did not answer."
     widths = tuple(dump.columns[0][name].shape[1] for name in stack.config.inputs)
     if widths != stack.widths:
         raise ValueError(f'{dump.files[0]} has inputs of widths {widths}, the stack learned from '

@@ -53,7 +53,7 @@ class Graph:
         return Value(self, name, value.dtype)
 
     def node(self, operation: str, *inputs, dtype=None, outputs: int = 1, **attributes):
-        "Add a node; its type is that of its first input unless it is given. Arrays become constants."
+        "Add a node. Its type is that of its first input unless it is given. Arrays become constants."
         from onnx import helper
         values = [x if isinstance(x, Value) else self.constant(x) for x in inputs]
         names = [f'{operation}_{len(self.nodes)}_{k}' for k in range(outputs)]
@@ -68,12 +68,12 @@ class Value:
         self.graph, self.name, self.dtype = graph, name, dtype
 
     def do(self, operation: str, *inputs, **options) -> 'Value':
-        "Add a node whose first input this is; plain numbers take its type."
+        "Add a node whose first input is this array. Plain numbers take its type."
         values = [x if isinstance(x, (Value, np.ndarray)) else np.array(x, self.dtype) for x in inputs]
         return self.graph.node(operation, self, *values, **options)
 
     def cast(self, dtype) -> 'Value':
-        "Another type."
+        "Convert to another type."
         from onnx import helper
         return self.do('Cast', to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), dtype=dtype)
 
@@ -102,19 +102,19 @@ class Value:
         return self.do('Not')
 
     def take(self, rows: 'Value') -> 'Value':
-        "Some rows."
+        "Choose some rows."
         return self.do('Gather', rows, axis=0)
 
     def where(self, mask: 'Value', other) -> 'Value':
-        "This where the mask holds, elsewhere the other."
+        "This array where the mask holds, elsewhere the other one."
         other = other if isinstance(other, Value) else np.array(other, self.dtype)
         return self.graph.node('Where', mask, self, other, dtype=self.dtype)
 
 # %% ../../nbs/appendix/standalone.ipynb #ec1fce7b
-OPSET = 18                       # of torch's exporter, too
+OPSET = 18                       # the same as torch's exporter
 
 def size_of(x: Value) -> Value: # () int64
-    "How many rows."
+    "The number of rows."
     shape = x.do('Shape', dtype=np.int64)
     return shape.take(x.graph.constant(np.array(0)))
 
@@ -128,7 +128,7 @@ def true_rows(mask: Value) -> Value: # (N,) bool to (M,) int64
 
 def smallest(keys: Value, most: int|None = None # (N,) int64; how many, None: all
     ) -> Value: # (min(most, N),) int64
-    "The rows of the smallest keys in their order; equal keys keep theirs."
+    "The rows of the smallest keys, in ascending order. Equal keys keep their order."
     count = size_of(keys)
     if most is not None:
         count = count.do('Min', np.array(most))
@@ -136,14 +136,14 @@ def smallest(keys: Value, most: int|None = None # (N,) int64; how many, None: al
     return Value(keys.graph, found[1].name, np.dtype(np.int64))
 
 def scatter(like: Value, rows: Value, values: Value, **options) -> Value:
-    "Zeros as many as the rows of `like`, with values put into some rows."
+    "Zeros in as many rows as `like` has, with values put into some of them."
     shape = like.do('Shape', start=0, end=1, dtype=np.int64)
     zeros = shape.do('Expand', shape).cast(values.dtype)*0
     return zeros.do('ScatterElements', rows, values, axis=0, **options)
 
 # %% ../../nbs/appendix/standalone.ipynb #d6d45f74
 class EventTokens:
-    "The tokens of one event in a graph; the rows of all arrays belong together."
+    "The tokens of one event in a graph. The rows of all arrays belong together."
     def __init__(self, sensor: Value, auxiliary: Value, time_ns: Value, charge: Value, # (N,) charge: its code
                  merged: Value|None = None, # (N, 3) of `merge_sensors`
                  pulses: 'SensorPulses|None' = None):
@@ -152,7 +152,7 @@ class EventTokens:
         self.merged, self.pulses = merged, pulses
 
     def take(self, rows: Value) -> 'EventTokens':
-        "Some of them."
+        "Some of the tokens."
         merged = None if self.merged is None else self.merged.take(rows)
         pulses = None if self.pulses is None else self.pulses.take(rows)
         own = (x.take(rows) for x in (self.sensor, self.auxiliary, self.time_ns, self.charge))
@@ -165,7 +165,7 @@ class SensorPulses(NamedTuple):
     stop: Value                  # (N,) the row after its last one
 
     def take(self, rows: Value) -> 'SensorPulses':
-        "Those of some of the tokens."
+        "The pulses of some of the tokens."
         return self._replace(start=self.start.take(rows), stop=self.stop.take(rows))
 
 def read_pulses(sensor: Value, time: Value, charge: Value, auxiliary: Value # (n,) each, see above
@@ -205,7 +205,7 @@ def merge_sensors(tokens: EventTokens) -> EventTokens: # one for each sensor
     return first
 
 def log10(x: Value) -> Value:
-    "Logarithm."
+    "Decimal logarithm."
     return x.do('Log')/math.log(10)
 
 def side_by_side(*columns: Value) -> Value: # (N,) or (N, k) each, to (N, F)
@@ -264,7 +264,7 @@ def event_seed(event_id: Value) -> Value: # () int64
 
 def thin_tokens(tokens: EventTokens, most: int, seed: Value # () int64
     ) -> EventTokens:
-    "Those that are not auxiliary first, then a random subset; `pulses.thin_tokens` draws the same."
+    "Keep the non-auxiliary tokens first, then a random subset, the one that `pulses.thin_tokens` draws."
     place = row_numbers(tokens.sensor)
     draws = shifted_right(mix_bits(place*GOLDEN_RATIO + seed), 40).cast(np.float32)/(1 << 24)
     score = (draws + tokens.auxiliary.cast(np.float32))*(1 << SCORE_BITS - 1)
@@ -323,7 +323,7 @@ GRAPH_FEATURES: dict[tuple[str, ...], Callable[[EventTokens, Value], Value]] = {
 # %% ../../nbs/appendix/standalone.ipynb #823802e8
 def event_features(tokens: EventTokens, feature_set: str, sensors: Value # (S, 6)
     ) -> Value: # (N, F) float32
-    "What the network sees of each token; ValueError for a feature that has no definition here."
+    "What the network sees of each token. Raises ValueError for a feature that has no definition here."
     found, made = {names: None for names in GRAPH_FEATURES}, []
     for name in feature_names(feature_set):
         group = next((names for names in found if name in names), None)
@@ -403,7 +403,7 @@ def translations() -> dict: # an operation of torch to a function
 
 # %% ../../nbs/appendix/standalone.ipynb #68e0684f
 def answer_graph(model: Model, bins: Bins, heads: list[Head], decode: str): # an onnx.ModelProto
-    "Features of one event (1, N, F) to angles; the first head's also as `azimuth` and `zenith`."
+    "Features of one event (1, N, F) to angles. Those of the first head are also `azimuth` and `zenith`."
     from onnx import helper
     whole = WholeAnswer(model, bins, heads, decode).eval()
     names = [f'{head.name}_{number}' for head in heads for number in ('azimuth', 'zenith', 'confidence')]
@@ -427,7 +427,7 @@ def export_standalone(model: Model, bins: Bins, # of a run
                       decode: str = 'mean_vector', # of the classes
                       fingerprint: str = '' # of the weights, kept in the file
     ) -> Path:
-    "Write a network that takes pulses and gives angles; needs onnx and onnxscript."
+    "Write a network that takes pulses and gives angles. Needs onnx and onnxscript."
     need_packages('export needs', 'export', 'onnx', 'onnxscript')
     from onnx import compose, helper
     most = AnswerOptions().limit(config.data)
@@ -448,12 +448,13 @@ STANDALONE = 'answer.onnx'       # beside the weights, in the checkpoint folder
 
 def export_answers(run: str|Path # run folder, or one of its checkpoints
     ) -> list[Path]: # one file for each array that it learned with
-    "Export the last checkpoint of a run as files that need nothing else; ValueError for one without sensors."
+    """Export the last checkpoint of a run as files that need nothing else.
+    Raises ValueError for one without sensors."""
     folder, paths = find_checkpoint(run), []
     detectors = read_detectors(folder)
     if not detectors:
-        raise ValueError(f'{folder} is from before checkpoints remembered their sensors, so it gets no '
-                         f'{STANDALONE}; go on with it by train --start-from, which writes a new run')
+        raise ValueError(f'{folder} was written before checkpoints kept their sensors, so it gets no '
+                         f'{STANDALONE}; continue it with train --start-from, which writes a new run')
     ready = load_predictor(run, 'cpu', 'fp32')
     data = ready.config.data
     for number, detector in enumerate(detectors):

@@ -38,7 +38,7 @@ SUMMARIES = ('line_azimuth', 'line_zenith', 'line_speed', 'sensors', 'charge_pe'
 def event_summaries(packed: PackedBatch, position_m: np.ndarray, # (S, 3)
                     chunk: int = 10_000 # events at a time
     ) -> dict[str, np.ndarray]: # the columns of `SUMMARIES`, each (B,); zeros for an event without pulses
-    "What events show without a network, in bounded memory; place and line fit from non-auxiliary pulses."
+    "What events show without a network, in bounded memory. Position and line fit use non-auxiliary pulses."
     out = {name: np.zeros(len(packed)) for name in SUMMARIES}
     for start in range(0, len(packed), chunk):
         rows = slice(start, min(start + chunk, len(packed)))

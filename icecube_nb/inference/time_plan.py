@@ -31,7 +31,8 @@ def best_plan(errors: dict[str, float], # expected error of each way [rad]
               costs: dict[str, float], # seconds an event
               events: int, seconds: float # to be answered; left
     ) -> dict[str, int]: # events of each way that is used, the better one first
-    "Who answers how many events, so that the expected error is smallest; the quickest way if nothing fits."
+    """How many events each way answers, so that the expected error is smallest.
+    The fastest way if nothing fits."""
     allowed = seconds/max(events, 1)
     fits = [name for name in costs if costs[name] <= allowed]
     if not fits:
@@ -130,7 +131,7 @@ class Way:
     name: str
     error: float                   # expected mean error [rad]
     ready: list[Predictor]|LoadedEnsemble # a run, and perhaps one for long events; or an ensemble
-    by_line_fit: bool = False      # the networks are not asked
+    by_line_fit: bool = False      # the networks are not used
 
     def answer(self, part: Path, folder: Path, prepared: Prepared, # a packed file; where answers go
                limit: Deadline # the time by which this part must be answered
@@ -150,7 +151,7 @@ SAMPLE_SECONDS = 3.0       # that the sample for a measurement should take
 def measure_ways(ways: list[Way], packed: PackedBatch, prepared: Prepared, folder: Path, # of temporary files
                  per_second: dict[str, float] # a first guess of events/s
     ) -> dict[str, float]: # seconds an event
-    "Let each way answer the first events, twice if they are quick; the last time counts."
+    "Let each way answer the first events twice. The second time counts."
     costs = {}
     for way in ways:
         events = min(len(packed), max(64, int(SAMPLE_SECONDS*per_second.get(way.name, 1000))))
@@ -172,7 +173,7 @@ PART = 20_000              # events; the plan is made anew after each part
 RESERVE = 0.03             # of the time that is left at the start: for bad luck
 
 class TimedAnswers(NamedTuple):
-    "What `answer_in_time` did."
+    "What `answer_in_time` did, and how long each way took."
     files: list[Path]              # of answers, in the order of the events
     by_way: dict[str, int]         # events; `SHORT` for those that their way could not answer in time
     plans: list[str]               # the plan, and what became of it

@@ -33,7 +33,7 @@ def vmf_radius(kappa, # (...,) >= 0
 def vmf_kappa(radius, # (...,) rad
               share: float # of the probability that lies within
     ) -> np.ndarray: # (...,) 0 where the circle is wider than that of an even sky
-    "The concentration whose circle has this radius: `vmf_radius` turned round, by bisection."
+    "The concentration whose circle has this radius: the inverse of `vmf_radius`, by bisection."
     radius = np.asarray(radius, float)
     low, high = np.full(radius.shape, -12.0), np.full(radius.shape, 18.0)       # of log(kappa)
     for _ in range(60):
@@ -90,7 +90,8 @@ def fit_calibration(predicted_error: np.ndarray, # (B,) larger: worse
                     pulses: np.ndarray, # (B,)
                     shares: tuple[float, ...] = SHARES, least: int = 500 # events of a slice for its own curve
     ) -> Calibration:
-    "Read off how far events of each predicted error are from the truth; ValueError if there are too few."
+    """Read off how far events of each predicted error are from the truth.
+    Raises ValueError for fewer than 100 events."""
     if len(predicted_error) < 100:
         raise ValueError(f'{len(predicted_error)} events are too few to calibrate with; give 100 or more')
     curves, names = {'all': calibration_curve(predicted_error, errors, shares)}, pulse_slice(pulses)

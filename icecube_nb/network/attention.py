@@ -47,7 +47,7 @@ class LengthRuns(NamedTuple):
 def host_lengths(offsets: Tensor, # (B+1,) first row of each event, and N
                  lengths: np.ndarray|None = None # (B,) pulses of each event, if they are known
     ) -> np.ndarray: # (B,) on the host
-    "The lengths of events; if not given, read from the device, which makes the host wait."
+    "The lengths of events on the host. If not given, they are read from the device, and the host waits."
     return offsets.diff().cpu().numpy() if lengths is None else np.asarray(lengths)
 
 def rows_on(device: torch.device, rows: np.ndarray) -> Tensor:
@@ -58,7 +58,7 @@ def rows_on(device: torch.device, rows: np.ndarray) -> Tensor:
 def find_length_runs(offsets: Tensor, # (B+1,) first row of each event, and N; tells the device
                      lengths: np.ndarray # (B,) on the host
     ) -> LengthRuns:
-    "Find the runs of equal length in a packed batch; sorts by length if it is not sorted."
+    "Find the runs of equal length in a packed batch, which is sorted by length first if needed."
     order = back = None
     if (np.diff(lengths) < 0).any():
         by_length = np.argsort(lengths, kind='stable')
@@ -75,7 +75,7 @@ def find_length_runs(offsets: Tensor, # (B+1,) first row of each event, and N; t
 def attention_runs(query: Tensor, key: Tensor, value: Tensor, # (N, H, D/H) each, packed
                    found: LengthRuns # of this batch
     ) -> Tensor: # (N, H, D/H)
-    "One fused call per run of equal-length events; no padding, no mask."
+    "One fused call per run of equal-length events, without padding or mask."
     if found.order is not None:
         query, key, value = (x[found.order] for x in (query, key, value))
     sizes, out = [events*size for _, events, size in found.runs], []
@@ -135,7 +135,7 @@ def flash_kernel(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, lon
     return flash_attn_varlen_func(query, key, value, offsets, offsets, longest, longest)
 
 def efficient_kernel(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    "torch's memory-efficient attention; it takes a leading dimension of one."
+    "torch's memory-efficient attention, which takes a leading dimension of one."
     no_bias, no_dropout, no_mask = None, 0.0, 0
     out, *_ = torch.ops.aten._efficient_attention_forward(
         query[None], key[None], value[None], no_bias, offsets, offsets, longest, longest, no_dropout, no_mask,
@@ -144,7 +144,7 @@ def efficient_kernel(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor,
 
 # %% ../../nbs/02a_attention.ipynb #558a8880
 class Place(NamedTuple):
-    "Where attention shall run."
+    "Where attention is to run."
     device: torch.device
     dtype: torch.dtype  # of queries, keys and values
     head_size: int      # D/H, numbers of a head
@@ -235,7 +235,8 @@ def choose_backend(requested: str, # `auto` or a key of `BACKENDS`
                    dtype: torch.dtype, # that the blocks of the network compute in
                    head_size: int = 32 # D/H, numbers of a head
     ) -> tuple[str, str]: # the backend, and why
-    "Which backend runs; ValueError for one that is not there or cannot run, with what to choose instead."
+    """Which backend runs.
+    Raises ValueError for one that is unknown or cannot run, and says what to choose instead."""
     place, passed_over = Place(torch.device(device), dtype, head_size), {}
     if requested != 'auto':
         backend = BACKENDS.get(requested)
@@ -252,7 +253,7 @@ def choose_backend(requested: str, # `auto` or a key of `BACKENDS`
             because = '; '.join(f'{" and ".join(names)}: {why}' for why, names in passed_over.items())
             return name, because or 'the first choice, and it runs here'
         passed_over.setdefault(why, []).append(name)
-    raise ValueError(f'no attention backend runs on {device}')
+    raise ValueError(f'no attention backend runs on {device}; choose another device')
 
 # %% ../../nbs/02a_attention.ipynb #e481ac76
 def attention(query: Tensor, key: Tensor, value: Tensor, # (N, H, D/H) each, packed
@@ -260,7 +261,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, # (N, H, D/H) each, pac
               lengths: np.ndarray|None = None, # (B,) on the host; None: read from `offsets`
               backend: str = 'auto' # or a key of `BACKENDS`
     ) -> Tensor: # (N, H, D/H)
-    "Softmax attention within each event of a packed batch; errors as in `choose_backend`."
+    "Softmax attention within each event of a packed batch. Raises the errors of `choose_backend`."
     name, _ = choose_backend(backend, query.device, value.dtype, query.shape[-1])
     shared = BACKENDS[name].prepare(offsets, host_lengths(offsets, lengths))
     return attend_in_one_dtype(BACKENDS[name].attend, query, key, value, shared)
@@ -278,7 +279,7 @@ def logit_bound(query: Tensor, key: Tensor, # (N, H, D/H), N > 0
                 event: Tensor, # (N,) which event a row belongs to
                 events: int # B
     ) -> Tensor: # ()
-    "No attention logit of a batch is larger: the longest query times the longest key of an event and head."
+    "An upper bound of the attention logits of a batch: longest query times longest key of an event and head."
     def longest(x):
         size = torch.linalg.vector_norm(x.float(), dim=-1)                                # (N, H)
         largest = size.new_zeros(events, x.shape[1])                                      # (B, H)

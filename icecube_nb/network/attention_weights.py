@@ -38,7 +38,7 @@ def attention_weights(model: Model,
 def pooling_weights(model: Model,
                     features: Tensor, offsets: Tensor # (N, F), (B+1,) of a packed batch
     ) -> Tensor: # (N, Q) one column for each query; each sums to one over an event
-    "The weights with which the pooling joins the tokens; ValueError for a pooling that has none."
+    "The weights with which the pooling joins the tokens. Raises ValueError for a pooling that has none."
     if isinstance(model.pool, MeanPool):
         length = offsets.diff()
         return 1/length[event_index(offsets, len(features))][:, None]

@@ -113,7 +113,7 @@ def probe(group: Callable, # arrays (b, n, F) and (b, n, 1, D/2H) to the answers
 def need_packages(use: str, extra: str, # what for; the extra of this package that installs them
                   *names: str # as they are imported
     ) -> None:
-    "ImportError if a package is not installed."
+    "Raise ImportError if a package is not installed."
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ImportError(f'{use} the package {name.replace("_", "-")}; mend: pip install '
@@ -123,7 +123,7 @@ def export_onnx(model: Model,
                 path: str|Path, # the file to be made
                 fingerprint: str = '' # of the weights, kept in the file
     ) -> Path:
-    "Write the network for events of one length as ONNX, whole or not at all; needs onnx and onnxscript."
+    "Write the network for events of one length as ONNX, whole or not at all. Needs onnx and onnxscript."
     need_packages('export needs', 'export', 'onnx', 'onnxscript')
     path, one_length = Path(path), EqualLength(model).eval()
     about = {'features': model.input.in_features, 'turn': model.rotary_size, 'columns': model.where}
@@ -145,7 +145,7 @@ def export_onnx(model: Model,
 
 # %% ../../nbs/appendix/engines.ipynb #fd3bc08d
 def refuse_foreign_onnx(path: Path) -> None:
-    "FileExistsError if a file is there that `export_onnx` did not write."
+    "Raise FileExistsError if a file is there that `export_onnx` did not write."
     if path.is_symlink() or (path.exists() and b'icecube_nb' not in read_regular(path)):
         raise FileExistsError(f'{path} exists, and `icecube-nb export` did not write it; move it away')
 
@@ -162,7 +162,7 @@ def available_engines() -> dict[str, str]: # name to '' if it runs here, else th
 
 # %% ../../nbs/appendix/engines.ipynb #de338cc8
 def onnxruntime_group(path: Path, threads: int) -> Callable[..., list[np.ndarray]]:
-    "One thread a call: calls run side by side."
+    "One thread for each call, so that calls run in parallel."
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -171,7 +171,7 @@ def onnxruntime_group(path: Path, threads: int) -> Callable[..., list[np.ndarray
     return lambda *arrays: session.run(None, dict(zip(names, arrays)))
 
 def openvino_group(path: Path, threads: int, precision: str) -> Callable[..., list[np.ndarray]]:
-    "One stream a thread, each with infer requests of its own; events of one pulse run in a copy."
+    "One stream for each thread, with its own infer requests. Events of one pulse run in a copy."
     import openvino
     options = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': threads,
                'INFERENCE_PRECISION_HINT': {'fp32': 'f32', 'bf16': 'bf16'}[precision]}
@@ -202,7 +202,8 @@ OLD_FILES = { # what files written before 28 November 2026 leave out
     'outputs': ['pooled', 'azimuth_logits', 'zenith_logits', 'direction']}
 
 def read_about(path: str|Path) -> dict: # made_of, features, turn, columns, outputs, probe
-    "What an exported file says of itself; ValueError if it cannot be read, or has parts in other files."
+    """What an exported file says about itself.
+    Raises ValueError if it cannot be read, or has parts in other files."""
     import onnx
     if Path(path).stat().st_size > MOST_ONNX:
         raise ValueError(f'{path} has more than {MOST_ONNX:,} bytes; export it again')
@@ -215,7 +216,7 @@ def read_about(path: str|Path) -> dict: # made_of, features, turn, columns, outp
         raise ValueError(f'{path} names other files, which `icecube-nb export` never does; export it again')
     notes = {p.key: p.value for p in model.metadata_props}
     if 'icecube_nb' not in notes:
-        raise ValueError(f'{path} is not a file of `icecube-nb export`; make it with that')
+        raise ValueError(f'{path} is not a file of `icecube-nb export`; write it with that command')
     try:
         about = OLD_FILES | json.loads(notes['icecube_nb'])
         probes = [about['probe'][str(n)] for n in PROBES if about['probe'].keys() == set(map(str, PROBES))]
@@ -269,7 +270,7 @@ def try_engine(found: dict[str, list[float]], # of `probe`, by the engine
                name: str, # of the engine
                about: dict, # of `read_about`: what torch computed, and from what
                tolerance: float) -> float: # the largest difference, in units of the spread
-    "Compare an engine with torch on made-up events; ValueError if it gives other answers."
+    "Compare an engine with torch on made-up events. Raises ValueError if its answers differ."
     worst = 0.0
     for n, logits in about['probe'].items():
         off = float(np.abs(np.subtract(found[n], logits)).max()/max(np.std(logits), 1e-6))
@@ -286,7 +287,8 @@ def load_engine(name: str, # a key of `available_engines`, but not `torch`
                 precision: str = 'fp32', # or `bf16` (openvino)
                 threads: int|None = None # groups at a time; None: as many as torch uses
     ) -> GroupEngine:
-    "An exported network, ready to run; ValueError or ImportError name what is missing and the mend."
+    """An exported network, ready to run.
+    Raises ValueError or ImportError, which name what is missing and the mend."""
     why = available_engines().get(name, f'unknown, there are {", ".join(ENGINES)}')
     if why or name == 'torch':
         raise ImportError(f'engine {name!r}: {why or "load the checkpoint instead"}')

@@ -29,7 +29,7 @@ ACTIVATIONS = {'gelu_tanh': lambda: nn.GELU(approximate='tanh'), 'gelu': nn.GELU
 
 def activation(name: str # a key of `ACTIVATIONS`
     ) -> nn.Module:
-    "The named activation; ValueError for another name."
+    "The activation of that name. Raises ValueError for an unknown name."
     if name not in ACTIVATIONS:
         raise ValueError(f'model.activation is one of {", ".join(ACTIVATIONS)}, not {name!r}')
     return ACTIVATIONS[name]()
@@ -112,7 +112,7 @@ HEADS = {head.name: head for head in (
 
 # %% ../../nbs/02c_heads.ipynb #c2c00014
 def heads_of(config: ModelConfig) -> list[Head]:
-    "The heads of a network, in the order of `model.outputs`; ValueError for a name that is not there."
+    "The heads of a network, in the order of `model.outputs`. Raises ValueError for an unknown name."
     unknown = [name for name in config.outputs if name not in HEADS]
     if unknown or not config.outputs:
         raise ValueError(f'model.outputs names heads of {", ".join(HEADS)}, '
@@ -161,14 +161,15 @@ def run_heads(model: nn.Module, # holds the layers by name
 # %% ../../nbs/02c_heads.ipynb #c2c00020
 def losses_at(train: TrainConfig, done: float # share of the run that is done
     ) -> tuple[str, tuple[str, ...]]: # name of the setting that holds, and its entries
-    "Which setting says what a step sums."
+    "Which setting names the losses at this point of the run."
     late = train.late_losses and done >= 1 - train.late_share
     return ('train.late_losses', train.late_losses) if late else ('train.losses', train.losses)
 
 def loss_weights(model: ModelConfig, train: TrainConfig,
                  done: float = 0.0 # share of the run that is done
     ) -> dict[str, float]: # name of a loss to its weight
-    "Which losses a step sums; ValueError for one that is unknown, or that reads an answer nobody gives."
+    """Which losses a step sums.
+    Raises ValueError for an unknown one, or one that reads an answer no head gives."""
     heads, (setting, entries) = heads_of(model), losses_at(train, done)
     if not entries:
         return {head.loss.name: 1.0 for head in heads}
@@ -186,7 +187,7 @@ def loss_weights(model: ModelConfig, train: TrainConfig,
     return weights
 
 def find_loss(name: str, setting: str = 'train.losses') -> Loss: # that names it
-    "The loss of that name, from `LOSSES` or of a head; ValueError lists the names."
+    "The loss of that name, from `LOSSES` or of a head. Raises a ValueError that lists the names."
     known = {head.loss.name: head.loss for head in HEADS.values()} | LOSSES
     if name not in known:
         raise ValueError(f'{setting} names losses of {", ".join(known)}, not {name!r}')

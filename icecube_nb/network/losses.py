@@ -36,7 +36,7 @@ def make_bins(angle_bins: dict[str, list[float]], # edges and centres of azimuth
               mirror: int = 7, # mirrored zenith classes at either pole
               source: str = 'angle bins' # named in the error
     ) -> Bins:
-    "Tensors from the numbers kept with the weights; ValueError unless there are four lists that fit."
+    "Tensors from the numbers kept with the weights. Raises ValueError unless there are four lists that fit."
     names = ('azimuth_edges', 'azimuth_centres', 'zenith_edges', 'zenith_centres')
     for name in names:
         if name not in angle_bins:
@@ -111,7 +111,7 @@ def decode_bins(azimuth_logits: Tensor, # (B, 128)
                 bins: Bins,
                 how: str = 'mean_vector' # or `published`
     ) -> tuple[Tensor, Tensor, Tensor]: # azimuth (B,) rad, zenith (B,) rad, length of the mean vector (B,)
-    "One direction for two distributions over classes; ValueError for another `how`."
+    "One direction for two distributions over classes. Raises ValueError for an unknown `how`."
     p_az, p_zn = azimuth_logits.float().softmax(-1), zenith_logits.float().softmax(-1)
     x, y = p_az @ bins.azimuth_centres.cos(), p_az @ bins.azimuth_centres.sin()              # (B,)
     sine, cosine = p_zn @ bins.zenith_centres.sin(), p_zn @ bins.zenith_centres.cos()

@@ -27,7 +27,7 @@ from .heads import Output, activation, heads_of, output_layers, run_heads
 from ..physics.detector import CENTRED_POSITION_UNIT_M, POSITION_UNIT_M, TIME_UNIT_NS
 
 # %% ../../nbs/02_model.ipynb #155b0539
-MIX_RATE = 10.0 # a learned mixture changes so many times as fast as its two numbers
+MIX_RATE = 10.0 # a learned mixture changes this many times as fast as its two numbers
 
 class Block(nn.Module):
     "One encoder block: x + attention(norm(x)), then x + MLP(norm(x)). No biases."
@@ -112,7 +112,7 @@ def swap_halves(x: Tensor) -> Tensor: # (..., D) both
     return torch.cat(x.chunk(2, -1)[::-1], -1)
 
 class NormaliseAndRotate(torch.autograd.Function):
-    "Normalise queries and keys and `rotate` them; the gradient takes few passes over memory."
+    "Normalise queries and keys and `rotate` them, with a gradient that takes few passes over memory."
     @staticmethod
     def forward(ctx, x: Tensor, # (N, 2, H, D/H) queries and keys
                 gain: Tensor, # (2, D/H) of their norms
@@ -147,7 +147,7 @@ def event_index(offsets: Tensor, # (B+1,)
 
 # %% ../../nbs/02_model.ipynb #ae55ca1d
 class MeanPool(nn.Module):
-    "Mean over the pulses of each event; zero for an event without pulses."
+    "Mean over the pulses of each event. Zero for an event without pulses."
     def forward(self, x: Tensor, # (N, D)
                 offsets: Tensor) -> Tensor: # (B, D)
         total = x.new_zeros(len(offsets) - 1, x.shape[1]).index_add_(0, event_index(offsets, len(x)), x)
@@ -193,7 +193,7 @@ POOLINGS = { # name to the layer for a config; it takes (N, D) and offsets (B+1,
     'attention': lambda c: AttentionPool(c.width, c.pool_queries)}
 
 def build_pooling(config: ModelConfig) -> nn.Module:
-    "The pooling of a network; ValueError for one that is not there."
+    "The pooling of a network. Raises ValueError for an unknown name."
     if config.pooling not in POOLINGS:
         raise ValueError(f'model.pooling is one of {", ".join(POOLINGS)}, not {config.pooling!r}')
     return POOLINGS[config.pooling](config)
@@ -234,7 +234,7 @@ def autocast_dtype(x: Tensor # tells the device
 
 def full_precision(x: Tensor # tells the device
     ) -> AbstractContextManager:
-    "Autocast switched off, where it is on."
+    "A context without autocast."
     return torch.autocast(x.device.type, enabled=False) if autocast_dtype(x) else nullcontext()
 
 # %% ../../nbs/02_model.ipynb #0d5a0005
@@ -313,7 +313,7 @@ class Model(nn.Module):
 def init_weights(model: Model,
                  zero_projections: bool = False # what a block adds starts at zero
     ) -> None:
-    "N(0, 0.02) for Linear weights, zero biases; attention's projections N(0, 0.02/sqrt(2L))."
+    "Draw Linear weights from N(0, 0.02), attention's projections from N(0, 0.02/sqrt(2L)). Biases are zero."
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -334,7 +334,7 @@ def load_weights(model: Model, # changed in place
                  weights: dict[str, Tensor], # name to tensor
                  source: str|Path = 'weights' # where they come from, named in the error
     ) -> Model: # the same model
-    "Put `weights` into `model`; ValueError lists what is missing, too much or of another shape."
+    "Put `weights` into `model`. Raises a ValueError that lists what is missing, unknown or of another shape."
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if not (isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values())):
         raise ValueError(f'{source} has no weights by name; copy it again')

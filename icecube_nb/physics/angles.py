@@ -24,7 +24,7 @@ def check_direction(
     direction, # (..., 3) any length but zero
     name: str = 'direction', # what the caller calls it, for the error
 ) -> np.ndarray: # (..., 3) float64
-    "`direction` as float64; a ValueError where it points nowhere."
+    "`direction` as float64. Raises ValueError where it points nowhere."
     direction = np.asarray(direction, float)
     if direction.shape[-1:] != (3,):
         raise ValueError(f'{name} has shape {direction.shape}: the last axis must be 3 (x, y, z)')

@@ -56,7 +56,7 @@ def check_geometry(
     name: str = 'geometry', # what to call it in an error
     anywhere: bool = False, # however far from the origin
 ) -> pd.DataFrame: # (S, 4) sorted by sensor_id, which is 0..S-1
-    "A geometry with its rows in order, or a ValueError that says what to mend."
+    "Check a geometry and put its rows in order. Raises a ValueError that says what to mend."
     columns = ['sensor_id', 'x', 'y', 'z']
     missing = [column for column in columns if column not in geometry]
     if missing:
@@ -64,7 +64,7 @@ def check_geometry(
     if len(geometry) == 0:
         raise ValueError(f'{name} has no rows: give at least one sensor')
     if len(geometry) > MAX_SENSORS:
-        raise ValueError(f'{name} has {len(geometry)} sensors: at most {MAX_SENSORS} can be packed')
+        raise ValueError(f'{name} has {len(geometry)} sensors, but {MAX_SENSORS} is the most: leave some out')
     numbers = geometry[columns].apply(pd.to_numeric, errors='coerce').astype(float).reset_index(drop=True)
     bad = ~np.isfinite(numbers.to_numpy()).all(1)                                               # (S,)
     if bad.any():
@@ -85,7 +85,7 @@ def check_geometry(
 def read_geometry(
     path, # a CSV file such as the competition's sensor_geometry.csv
 ) -> pd.DataFrame: # (S, 4) columns sensor_id (0..S-1), x, y, z [m]
-    "Reads and checks the sensor positions of a detector."
+    "Read and check the sensor positions of a detector."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; give a CSV file with the columns sensor_id, x, y, z')
@@ -100,7 +100,7 @@ def read_geometry(
 def parse_column(
     column: pd.Series, # of text
 ) -> pd.Series:
-    "Numbers exactly as written, integers where all are; text stays text."
+    "Numbers exactly as written, integers where all are. Text stays text."
     for number in (int, float):
         try:
             return column.map(number)
@@ -132,7 +132,7 @@ def sensors_of_strings(
     layouts: pd.DataFrame, # columns layout, position (0, 1, ... from the top), gap_m above it, efficiency
     corrections: pd.DataFrame, # columns string, position, x_m, y_m, gap_m: what differs
 ) -> pd.DataFrame: # (S, 5) columns sensor_id (0..S-1), x, y, z [m], efficiency
-    "All sensors of a detector whose strings hang straight down; ValueError for an unknown layout."
+    "All sensors of a detector with vertical strings. Raises ValueError for an unknown layout."
     unknown = sorted(set(strings.layout) - set(layouts.layout))
     if unknown:
         raise ValueError(f'layouts.csv has no layout {unknown[0]!r}, which strings.csv names: add its rows')
@@ -195,7 +195,7 @@ DETECTORS = {detector.name: detector for detector in (
 def find_detector(
     name: str, # a key of `DETECTORS`
 ) -> Detector:
-    "A registered detector; ValueError lists the names there are."
+    "A registered detector. Raises a ValueError that lists the names."
     if name not in DETECTORS:
         raise ValueError(f'there is no detector {name!r}: give one of {", ".join(DETECTORS)}')
     return DETECTORS[name]
@@ -245,7 +245,7 @@ def check_ice(
     ice: pd.DataFrame | None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
     name: str = 'ice', # what to call it in an error
 ) -> np.ndarray: # (R, 3) depth, scattering length, absorption length [m], depth increasing
-    "The rows of an ice table in order of depth, or a ValueError that says what to mend."
+    "Check an ice table and put its rows in order of depth. Raises a ValueError that says what to mend."
     ice = ice_table() if ice is None else ice
     columns = ['depth', 'scattering_len', 'absorption_len']
     missing = [column for column in columns if column not in ice]
@@ -271,7 +271,7 @@ def read_ice(
     path, # a text file of numbers, parted by blanks, below a line with the names of the columns
     text: str | None = None, # what stands in it, if that is known
 ) -> pd.DataFrame: # columns depth, scattering_len, absorption_len [m], depth increasing
-    "Reads and checks the ice table of a detector."
+    "Read and check the ice table of a detector."
     columns = ['depth', 'scattering_len', 'absorption_len']
     if text is None and not Path(path).is_file():
         raise FileNotFoundError(f'{path}: no such file; give a text file with the columns '
@@ -281,7 +281,7 @@ def read_ice(
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not a readable table ({reason_of(error)}): it needs a '
                          f'line `{" ".join(columns)}`, and numbers below') from None
-    if not isinstance(table.index, pd.RangeIndex):      # pandas takes the first ones for names of rows
+    if not isinstance(table.index, pd.RangeIndex):      # pandas took the first numbers as names of rows
         raise ValueError(f'{path} has rows of more than {len(table.columns)} numbers: '
                          'name each column in the first line')
     return pd.DataFrame(check_ice(table, str(path)), columns=columns)
@@ -290,7 +290,7 @@ def read_ice(
 def ice_text(
     ice: pd.DataFrame | None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
 ) -> str: # the file's lines; '' for IceCube's table
-    "An ice table as text, the same for the same figures to six digits."
+    "An ice table as text. Tables that agree to six digits give the same text."
     def lines(rows):
         return ''.join(' '.join(f'{value:.6g}' for value in row) + '\n' for row in rows)
     own = lines(check_ice(ice))
@@ -307,7 +307,7 @@ def ice_of_text(
 def describe_ice(
     text: str, # of `ice_text`
 ) -> str: # half a line
-    "Which ice that is, for people."
+    "A short description of the ice."
     if not text:
         return "IceCube's own ice"
     rows = check_ice(ice_of_text(text))                                             # (R, 3)
@@ -325,7 +325,8 @@ def ice_at_depth(
     ice: pd.DataFrame | None = None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
     legacy_ice: bool = False, # as the published code: upside down
 ) -> tuple[np.ndarray, np.ndarray]: # scattering length, absorption length (...,) [m]
-    "The clarity of the ice at a height; straight lines between the table's rows, constant beyond them."
+    """The clarity of the ice at a height, with straight lines between the table's rows and constant
+    beyond them."""
     z = np.asarray(z_m, float)
     if not np.isfinite(z).all():
         raise ValueError(f'z_m has {(~np.isfinite(z)).sum()} value(s) that are not finite: give metres')
@@ -338,7 +339,7 @@ def robust_scale(
     value, # (...,)
     reference, # (R,) whose median and quartiles set the scale
 ) -> np.ndarray: # (...,) 0 at the median; 1 an interquartile range above it
-    "Centres by the median and scales by the interquartile range of `reference` (by 1 where that is 0)."
+    "Centre by the median and scale by the interquartile range of `reference` (by 1 where that is 0)."
     low, median, high = np.percentile(reference, [25, 50, 75])
     return (np.asarray(value, float) - median) / ((high - low) or 1.0)
 

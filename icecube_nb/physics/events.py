@@ -138,7 +138,7 @@ def muon_energy(
     muon_gev: np.ndarray, # at the start
     travelled_m: np.ndarray,
 ) -> np.ndarray: # GeV
-    "Mean energy of a muon after it has travelled so far."
+    "Mean energy of a muon after it has travelled some distance."
     balance = MUON_IONISATION_GEV_PER_M / MUON_RADIATION_PER_M             # GeV: both losses are equal
     return np.maximum((muon_gev + balance) * np.exp(-MUON_RADIATION_PER_M * travelled_m) - balance, 0)
 
@@ -292,7 +292,7 @@ def simulate_events(
     array: DetectorArray,
     seed: Sequence[int], # a number or several; the same ones give the same neutrinos in any ice
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # pulses with a column `event` (0..n-1), and truth (n rows)
-    "Draw neutrinos until n have triggered; ValueError if next to none does."
+    "Draw neutrinos until n have triggered. Raises ValueError if hardly any do."
     frames, truths, have, chunk = [], [], 0, 0
     while have < n:
         streams = [np.random.default_rng(np.random.SeedSequence([*seed, chunk, stream]))

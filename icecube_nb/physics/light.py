@@ -23,7 +23,7 @@ CHERENKOV_COSINE = 1 / REFRACTIVE_INDEX       # of the angle between the particl
 CHERENKOV_SINE = float(np.sqrt(1 - CHERENKOV_COSINE**2))
 CHERENKOV_TANGENT = CHERENKOV_SINE / CHERENKOV_COSINE
 TRACK_YIELD = 24.                             # photoelectrons x metre: a muon from 1 m, no ice (see below)
-TRACK_M_PER_GEV = 5.3                         # 1206.5530: a shower of 1 GeV shines like so much track
+TRACK_M_PER_GEV = 5.3                         # 1206.5530: a shower of 1 GeV shines like this length of track
 CASCADE_YIELD = TRACK_YIELD * CHERENKOV_SINE * TRACK_M_PER_GEV / 2  # photoelectrons x metre^2 a GeV
 
 # %% ../../nbs/appendix/light.ipynb #fdabe332
@@ -98,7 +98,7 @@ class DetectorArray:
     @classmethod
     def from_tables(cls, geometry: pd.DataFrame | None = None, ice: pd.DataFrame | None = None,
                     config: SimulationConfig = STANDARD):
-        "Any geometry (sensor_id, x, y, z) and ice table; the defaults are IceCube's."
+        "Build the array from any geometry (sensor_id, x, y, z) and ice table. The defaults are IceCube's."
         geometry = geometry_table() if geometry is None else check_geometry(geometry)
         place = geometry[['x', 'y', 'z']].to_numpy(np.float64)             # (S, 3)
         centre = (place.min(0) + place.max(0)) / 2
@@ -225,7 +225,7 @@ def scalar_products(
 def pairs_in_reach(
     light: LightSources, # K sources
     array: DetectorArray, # S sensors
-    faint: float = 0.002, # photoelectrons; what is about fainter is left out
+    faint: float = 0.002, # photoelectrons; pairs that expect fewer, about, are left out
     block: int = 64, # sources at a time
 ) -> tuple[np.ndarray, np.ndarray]: # source and sensor, (P,) each
     "Pairs of a source and a sensor that can expect light."

@@ -20,9 +20,9 @@ from .simulation_config import SimulationConfig, Trigger
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a06
 COINCIDENT_LAUNCH_NS = 6400     # what a launch in local coincidence records (1612.05093)
-LONE_LAUNCH_NS = 2500           # another launch may follow so soon on one that is not (chosen, see below)
-STAMP_NS = 75                   # what is kept of the latter: three samples of 25 ns (1612.05093)
-FAST_NS, SLOW_STEP_NS = 420, 25 # a launch is sampled finely so long (1612.05093: 427), then in such steps
+LONE_LAUNCH_NS = 2500           # time after which a lone launch lets another follow (chosen, see below)
+STAMP_NS = 75                   # what is kept of a lone launch: three samples of 25 ns (1612.05093)
+FAST_NS, SLOW_STEP_NS = 420, 25 # fine sampling of a launch (1612.05093: 427), then steps of this length
 COINCIDENCE_NS = 1000           # between launches of neighbours (1612.05093)
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a08
@@ -66,7 +66,7 @@ def transit_times(
     config: SimulationConfig,
     rng: np.random.Generator,
 ) -> np.ndarray: # (n,) float32 ns
-    "By how much the photomultiplier delays each of n photoelectrons, beside the usual."
+    "The delay of each of n photoelectrons in the photomultiplier, relative to the usual one."
     delay = rng.standard_normal(n, dtype=np.float32) * np.float32(config.jitter_ns)
     odd = rng.random(n, dtype=np.float32)
     early = odd < config.prepulse_share
@@ -85,7 +85,7 @@ def afterpulses(
     config: SimulationConfig,
     rng: np.random.Generator,
 ) -> Pulses:
-    "Pulses that follow a part of the photoelectrons by 0.3 to 11 microseconds, as large as they are."
+    "Pulses that follow some of the photoelectrons after 0.3 to 11 microseconds, with the same charge."
     part = pulses[np.flatnonzero(rng.random(len(pulses.event), dtype=np.float32) < config.afterpulse_share)]
     group = np.searchsorted(AFTERPULSE_PARTS.cumsum(), rng.random(len(part.event)), side='right')
     group = np.minimum(group, 2)
@@ -103,7 +103,7 @@ def saturated(
     return charge_pe / (1 + relative**1.55)**(1 / 1.55)
 
 # %% ../../nbs/appendix/readout.ipynb #c3e17a16
-BURST_LEAD_NS = 40_000          # bursts may start so long before the noise that is kept
+BURST_LEAD_NS = 40_000          # bursts may start this long before the noise that is kept
 
 def random_noise(
     rate_hz: float, # of a standard sensor
@@ -174,7 +174,8 @@ def in_local_coincidence(
     array: DetectorArray,
     window_ns: int = COINCIDENCE_NS,
 ) -> np.ndarray: # (N,) bool
-    "Which have another within the window on one of the two nearest sensors up or down the string."
+    """Which launches have another one within the window on one of the two nearest sensors up or down the
+    string."""
     slots = int(array.slot.max()) + 3
     ticks = np.rint(launches.time_ns).astype(np.int64)                     # whole ns
     ticks -= ticks.min(initial=0)
@@ -182,7 +183,7 @@ def in_local_coincidence(
     order = np.argsort(key, kind='stable')
     key, n = key[order], len(key)
     found = np.zeros(n, bool)
-    for step in (1, 2):                                                    # look down; who is found sees up
+    for step in (1, 2):                                                    # look down; the found one looks up
         low = np.searchsorted(key, key + (step << 24) - window_ns, 'left')
         high = np.searchsorted(key, key + (step << 24) + window_ns, 'right')
         has = high > low
@@ -270,7 +271,7 @@ def trigger_times(
 # %% ../../nbs/appendix/readout.ipynb #c3e17a30
 @dataclass
 class Triggers:
-    "When the triggers of a chunk of n events fire; the times are those of the trigger."
+    "When the triggers of a chunk of n events fire, by the launches that fulfil them."
     start_ns: np.ndarray      # (n,) of the first launch of all triggers, infinite where none fires
     end_ns: np.ndarray        # (n,) of the last
     fired: np.ndarray         # (n, T) bool, for each trigger of the world
@@ -280,7 +281,7 @@ def find_triggers(
     n: int, # events
     array: DetectorArray,
 ) -> Triggers:
-    "Join the triggers of each event."
+    "Find the triggers of each event, and join their times."
     seen = launches.pulses[launches.coincident]
     seen = seen[np.lexsort((seen.time_ns, seen.event))]
     times = [trigger_times(seen, trigger, array, n) for trigger in array.config.triggers]

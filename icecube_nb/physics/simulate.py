@@ -42,7 +42,7 @@ def batch_seed(
     return [seed, zlib.crc32(split.encode()), batches, events, batch, zlib.crc32(constants.encode())]
 
 # %% ../../nbs/appendix/simulation.ipynb #fe1c8caa
-VERSION = 3     # of the simulation: raise it with any change of what comes out
+VERSION = 3     # of the simulation: raise it with any change of the output
 
 def write_batch(
     folder: Path, # to write `batch_N.parquet` into
@@ -100,7 +100,7 @@ def parameter_differences(
     found: dict, # of `simulation.json`
     wanted: dict, # of `dataset_parameters`
 ) -> list[str]: # such as 'seed (5, wanted 6)'
-    "Which parameters differ; constants only where the world and the version are the same."
+    "Which parameters differ. Constants are compared only where world and version are the same."
     same_world = all(found.get(name) == wanted[name] for name in ('world', 'version'))
     pairs = [(name, found.get(name), value) for name, value in wanted.items() if name != 'constants']
     if same_world:
@@ -114,7 +114,8 @@ def is_finished(
     out: Path, # folder of a data set
     wanted: dict, # of `dataset_parameters`
 ) -> bool:
-    "True for a finished data set of these parameters, False for nothing there; else FileExistsError."
+    """Whether a folder holds a finished data set of these parameters.
+    Raises FileExistsError for anything else in it."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     note = out / 'simulation.json'
@@ -179,7 +180,7 @@ def write_dataset(
     progress: Callable[[int, int], None] | None = None, # called with (batches done, batches in all)
     world: str | SimulationConfig = 'standard', # constants of the simulation: standard, other, or your own
 ) -> Path: # the folder
-    "Simulate a data set in the competition's layout; one with the same parameters is returned as it is."
+    "Simulate a data set in the competition's layout. A finished one with the same parameters is kept."
     test_events = 2000 if test_events is None else test_events
     for name, value in dict(batches=batches, events_per_batch=events_per_batch,
                             test_events=test_events).items():

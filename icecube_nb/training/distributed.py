@@ -29,7 +29,8 @@ class ProcessGroup:
     local_rank: int = 0 # on this machine: the number of its GPU
 
 def started_processes() -> ProcessGroup:
-    "What `torchrun` says about this process; one alone without it; ValueError if it says only a part."
+    """What `torchrun` says about this process, or one process alone.
+    Raises ValueError if variables are missing or wrong."""
     if 'WORLD_SIZE' not in os.environ:
         return ProcessGroup()
     variables = {name: os.environ.get(name, '') for name in TORCHRUN}
@@ -44,7 +45,7 @@ def started_processes() -> ProcessGroup:
 # %% ../../nbs/appendix/multi_gpu.ipynb #fa200072
 def start_process_group(device: str = 'auto' # what the process is to run on: 'cpu' means gloo
     ) -> tuple[ProcessGroup, str]: # the processes, and this one's device
-    "Meet the other processes, when all are ready; ValueError if there are more processes than GPUs."
+    "Join the other processes when all are ready. Raises ValueError if there are more processes than GPUs."
     processes = started_processes()
     if 'WORLD_SIZE' not in os.environ:
         return processes, device
@@ -63,7 +64,7 @@ def start_process_group(device: str = 'auto' # what the process is to run on: 'c
     return processes, str(place) if gpu else 'cpu' if device == 'auto' else device
 
 def stop_process_group() -> None:
-    "Part from the others."
+    "Leave the process group."
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -76,14 +77,14 @@ def sum_tensor(values: Tensor, # changed in place
     return values
 
 def sum_over_processes(values: list[float], processes: ProcessGroup, device: torch.device) -> list[float]:
-    "Each number summed over all processes; waits for the device."
+    "Each number summed over all processes. Waits for the device."
     if processes.ranks == 1:
         return values
     kind = torch.float32 if device.type == 'mps' else torch.float64
     return sum_tensor(torch.tensor(values, dtype=kind, device=device), processes).tolist()
 
 def wait_for_all(processes: ProcessGroup) -> None:
-    "Go on when all processes have come here."
+    "Wait until all processes have reached this point."
     if processes.ranks > 1:
         dist.barrier(device_ids=[processes.local_rank] if dist.get_backend() == 'nccl' else None)
 

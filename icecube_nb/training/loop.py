@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VALIDATION_PULSES', 'MOST_ON_CPU', 'one_cycle', 'flat_then_decay', 'learning_rate', 'answer_batches', 'errors_of',
            'validate', 'run_progress', 'growth_at', 'epoch_steps', 'mean_row', 'use_of_card', 'StepReader', 'RunLog',
-           'fit', 'fit_epoch', 'begin_state', 'nothing_left_of_nothing', 'HeldOut', 'validate_all', 'source_of',
-           'fit_to', 'check_learned', 'train']
+           'fit', 'fit_epoch', 'begin_state', 'remove_failed_start', 'HeldOut', 'validate_all', 'source_of', 'fit_to',
+           'check_learned', 'train']
 
 # %% ../../nbs/03_train.ipynb #259c06e5
 import math
@@ -90,7 +90,7 @@ VALIDATION_PULSES = 4096, 65536         # in a pass, at least and at most
 @torch.no_grad()
 def answer_batches(state: State, batches: Iterable[EventBatch]
     ) -> list[Tensor]: # rad, of each batch (2 + 2*heads, B): true azimuth and zenith, and of each head
-    "What the network answers; nothing is read back from the device."
+    "What the network answers. Nothing is read back from the device."
     found, heads = [], heads_of(state.config.model)
     kind = torch.float32 if state.device.type == 'mps' else torch.float64
     model = state.eval_model.eval()
@@ -117,7 +117,7 @@ def validate(state: State, packed: PackedBatch, # a file that is not trained on
              sensors: np.ndarray, # (S, 6)
              events: int|None = None # how many of the first ones; None: `train.validation_events`
     ) -> dict[str, float]: # rad: `error` of the first head, HEAD_error of others
-    "Mean angular error on the first events of a packed file that are long enough; empty if none is."
+    "Mean angular error on the first events of a packed file that are long enough. Empty if there are none."
     c, names = state.config, state.config.model.outputs
     least, most = VALIDATION_PULSES
     usable = np.flatnonzero(packed.lengths[:events or c.train.validation_events] >= c.data.min_pulses)
@@ -138,7 +138,7 @@ def validate(state: State, packed: PackedBatch, # a file that is not trained on
 # %% ../../nbs/03_train.ipynb #834bdc36
 def run_progress(state: State, batches: int, # in this epoch
                  minutes: float|None) -> float: # share of the run that is done
-    "By the clock if there is a budget of minutes, else by epochs."
+    "The share of the run that is done: by the clock if there is a budget of minutes, else by epochs."
     if minutes is not None:
         return state.seconds/(60*minutes)
     return (state.epoch + state.batch/batches)/state.config.train.epochs
@@ -148,14 +148,14 @@ MOST_ON_CPU = 1 << 15                   # pulses of a batch on a CPU; workers sp
 
 def growth_at(config: TrainConfig, progress: float # share of the run that is done, 0 to 1
     ) -> int: # times the events of a step at the start
-    "How much a step has grown."
+    "By which factor the events of a step have grown."
     return next((times for share, times in reversed(batch_growth(config)) if progress >= share), 1)
 
 def epoch_steps(state: State, # followed while it changes
                 source: TrainingEvents, plan: list, # of the epoch
                 minutes: float|None
     ) -> Iterator[OptimiserStep]:
-    "The steps of what is left of an epoch, read ahead; read anew where the batches grow."
+    "The remaining steps of an epoch, read ahead. They are read again where the batches grow."
     config, processes = state.config.train, state.processes
     growth = lambda: growth_at(config, run_progress(state, len(plan), minutes))
     while True:
@@ -198,7 +198,7 @@ def use_of_card(state: State, steps: list[dict] # of the log's window
 
 # %% ../../nbs/03_train.ipynb #81eed2c5
 class StepReader:
-    "Keeps the steps of a run on the device until they are read; all processes read at the same steps."
+    "Keeps the steps of a run on the device until they are read. All processes read at the same steps."
     def __init__(self, state: State):
         self.state, self.pending = state, []
         self.alone, self.first = state.processes.ranks == 1, state.processes.rank == 0
@@ -209,7 +209,7 @@ class StepReader:
         return time.perf_counter() - self.begin
 
     def add(self, row: dict, events: int) -> None: # of `train_step`; events of all processes
-        "Note a step; with several processes its time is an estimate, the same for all."
+        "Note a step. With several processes its time is an estimate, the same for all."
         seconds = self.clock() - self.state.seconds if self.alone else self.pace
         self.pending.append((row, {'events': events, 'seconds': seconds}))
         self.state.seconds += seconds
@@ -233,7 +233,7 @@ class StepReader:
 
 # %% ../../nbs/03_train.ipynb #7a1e0004
 class RunLog:
-    "Log and progress of a run; the first process writes."
+    "Log and progress of a run. The first process writes."
     def __init__(self, state: State, run: Path, progress: Callable|None, report: Callable[[str], None]|None):
         self.state, self.run, self.progress, self.report = state, run, progress, report
         self.writer = TensorBoardWriter(run, state.step) if state.processes.rank == 0 else None
@@ -276,9 +276,10 @@ def fit(state: State, # changed in place
         validation: Callable[[State], dict]|None = None, # called after each epoch and at the end
         progress: Callable[[float, float, str], None]|None = None, # (done, total, comment)
         report: Callable[[str], None]|None = None, # called with a line when the way to compute changes
-        session_minutes: float|None = None # `SessionOver` is raised after so long; None: no such limit
+        session_minutes: float|None = None # `SessionOver` is raised after this time; None: no such limit
     ) -> State:
-    "Train until the schedule ends; a checkpoint every `save_every` steps, each epoch and when asked to stop."
+    """Train until the schedule ends.
+    Saves a checkpoint every `save_every` steps, each epoch and when asked to stop."""
     processes, log, reader = state.processes, RunLog(state, run, progress, report), StepReader(state)
     with stop_requests(session_minutes) as asked, closing(log), cpu_workers_for(state) as workers:
         while True:
@@ -322,24 +323,25 @@ def fit_epoch(state: State, # changed in place
         reader.add(row, step.events)
         signal = asked.number if reader.alone else 0      # several processes agree when they read
         if state.pass_pulses != pulses:
-            log.note(f'the card was out of memory; on with {state.pass_pulses:,} pulses a pass')
+            log.note(f'the card was out of memory; continuing with {state.pass_pulses:,} pulses a pass')
         if to_log:
             signal = reader.read(asked.number)
             log.write(done)
             if retreat(state):
-                log.note(f'{state.bad} steps in a row without a finite gradient; on with {describe(state)}')
+                log.note(f'{state.bad} steps in a row without a finite gradient; now {describe(state)}')
         if signal or (state.step % c.save_every == 0 and state.batch < batches):
             reader.read()
             save_state(state, log.run)
         if signal:
-            wait_for_all(state.processes) # none leaves while the first one writes
+            wait_for_all(state.processes) # no process ends while the first one writes
             raise stopped_by(signal)
     return True
 
 # %% ../../nbs/03_train.ipynb #02919110
 def begin_state(folders: list[Prepared], run: Path, config: Config, device: str, start_from: str|Path|None,
                 processes: ProcessGroup) -> State:
-    "Fresh, taken over from `start_from`, or resumed if `run` has a checkpoint; noted in the log."
+    """A fresh state, one that `start_from` begins, or the resumed one if `run` has a checkpoint.
+    It is noted in the log."""
     weights, angle_bins = None, folders[0].angle_bins.to_dict()
     if start_from:
         config, weights, own_bins = starting_point(start_from, config)
@@ -370,8 +372,8 @@ def begin_state(folders: list[Prepared], run: Path, config: Config, device: str,
 
 # %% ../../nbs/03_train.ipynb #d04c0dc0
 @contextmanager
-def nothing_left_of_nothing(run: Path) -> Iterator[None]:
-    "If a new training fails before its first checkpoint and its first line of losses, take away its log."
+def remove_failed_start(run: Path) -> Iterator[None]:
+    "Remove the log of a new training that fails before its first checkpoint and its first line of losses."
     begun = run.is_dir() and any(run.iterdir())
     try:
         yield
@@ -402,7 +404,7 @@ def validate_all(state: State, held_out: list[HeldOut]
 
 def source_of(folders: list[Prepared], config: Config, device: torch.device
     ) -> tuple[TrainingEvents, list[HeldOut]]:
-    "Training files and held-out files of some folders; the sensors of all arrays stand in one table."
+    "Training files and held-out files of some folders. The sensors of all arrays stand in one table."
     files, first, tables, held_out = [], [], [], []
     for prepared in folders:
         train_ids, validation_ids = split_batches(prepared.train)
@@ -440,7 +442,7 @@ def fit_to(state: State, # changed in place
     fit(state, source, run, minutes, check, progress, report, session_minutes)
 
 def check_learned(state: State, run: Path) -> None:
-    "ValueError if a training has come to its end and has changed no weight."
+    "Raise ValueError if a training has ended and has changed no weight."
     if state.skipped >= state.step:
         raise ValueError(f'{run} has learned nothing: all of its {state.step:,} steps were left out, '
                          'because the loss '
@@ -456,9 +458,9 @@ def train(prepared: Prepared|Sequence[Prepared], # of `data.prepare.prepare`; se
           start_from: str|Path|None = None, # run or published `.ckpt` whose network and weights to begin with
           processes: ProcessGroup = ProcessGroup(), # of `start_process_group`
           report: Callable[[str], None]|None = None, # called with a line on how it computes
-          session_minutes: float|None = None # stop after so long, with a checkpoint; None: no such limit
+          session_minutes: float|None = None # stop after this time, with a checkpoint; None: no such limit
     ) -> State:
-    "Train, or continue a run, and leave checkpoints and log in `run`; no other process can do so meanwhile."
+    "Train, or continue a run, and leave checkpoints and log in `run`. No other process can do so meanwhile."
     run = check_run(run, start_from)
     check_config(config)
     check_minutes(minutes)
@@ -469,7 +471,7 @@ def train(prepared: Prepared|Sequence[Prepared], # of `data.prepare.prepare`; se
             raise ValueError(f'{each.folder} has no training files; prepare a folder with train_meta.parquet')
         split_batches(each.train)                     # ValueError before anything is made
     config = with_folder_ice(config, folders, run)
-    with claimed(run) if processes.rank == 0 else nullcontext(), nothing_left_of_nothing(run):
+    with claimed(run) if processes.rank == 0 else nullcontext(), remove_failed_start(run):
         state = begin_state(folders, run, config, device, start_from, processes)
         if report and processes.rank == 0:
             report(describe(state))

@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
 def update_momenta(optimiser: Muon, number: int, group: dict, # of the optimiser
                    params: list[nn.Parameter] # its matrices that have a gradient
     ) -> Tensor: # (P, pieces, m, n)
-    "Update the momenta of one group; the direction of its step, not yet orthogonal."
+    "Update the momenta of one group, and return the direction of its step, not yet orthogonal."
     found_inf = optimiser.found_inf
     momentum = stack_states(optimiser, number, group, 'momentum', params)               # (P, m, n)
     gradient = torch.stack([p.grad for p in params])                                    # (P, m, n)
@@ -98,7 +98,7 @@ def update_momenta(optimiser: Muon, number: int, group: dict, # of the optimiser
 def follow(optimiser: Muon, number: int, group: dict, params: list[nn.Parameter], # as of `update_momenta`
            change: Tensor # (P, pieces, m, n), orthogonal
     ) -> None:
-    "Change the matrices of one group; nothing changes where `found_inf` is 1."
+    "Change the matrices of one group. Nothing changes where `found_inf` is 1."
     found_inf = optimiser.found_inf
     change = change*max(1, change.shape[-2]/change.shape[-1])**0.5
     if group['variance_memory']:
@@ -117,7 +117,7 @@ def stack_states(optimiser: Muon, number: int, group: dict, # of the optimiser
                  name: str, # momentum or variance
                  params: list[nn.Parameter] # its matrices that have a gradient
     ) -> Tensor: # (P, ...), zeros before the first step
-    "A state of `params` in one piece of memory; the state of each matrix holds a view of it."
+    "A state of `params` in one piece of memory. The state of each matrix holds a view of it."
     stack, views = optimiser.stacks.get((number, name), (None, []))
     states = [optimiser.state[p] for p in params]
     if len(views) != len(params) or any(s.get(name) is not v for s, v in zip(states, views)):
@@ -165,7 +165,7 @@ def join_states(parts: list[dict] # of `state_dict`
 
 def split_states(joint: 'JointOptimiser', saved: dict # the optimisers; their joined states
     ) -> list[dict]: # of the `state_dict` of each
-    "Take joined states apart; ValueError if they are of other optimisers."
+    "Take joined states apart. Raises ValueError if they belong to other optimisers."
     if 'optimisers' in saved:                         # a list of states, as it was kept before
         saved = join_states(saved['optimisers'])
     weights = [group['params'] for group in joint.state_dict()['param_groups']]
@@ -221,6 +221,6 @@ class JointOptimiser:
         return join_states([o.state_dict() for o in self.optimisers])
 
     def load_state_dict(self, state: dict) -> None:
-        "Resume from `state`; ValueError if it is of other optimisers."
+        "Resume from `state`. Raises ValueError if it belongs to other optimisers."
         for o, part in zip(self.optimisers, split_states(self, state)):
             o.load_state_dict(part)

@@ -25,7 +25,8 @@ BF16_CAPABILITY = (8, 0)                # the first cards that multiply bf16 num
 def pick_precision(name: str, # 'auto' or a key of `PRECISION`
                    device: torch.device
     ) -> str: # a key of `PRECISION`
-    "`auto` is fp16 on CUDA and fp32 elsewhere; ValueError for another name, or bf16 on a card without."
+    """`auto` is fp16 on CUDA and fp32 elsewhere.
+    Raises ValueError for an unknown name, or bf16 on a card without it."""
     if name == 'auto':
         return 'fp16' if device.type == 'cuda' else 'fp32'
     if name not in PRECISION:
@@ -41,7 +42,7 @@ def pick_precision(name: str, # 'auto' or a key of `PRECISION`
 # %% ../../nbs/03b_precision.ipynb #18219b32
 def named_device(name: str # 'cpu', 'cuda', 'cuda:1', 'mps'
     ) -> torch.device:
-    "A device that was asked for; ValueError if it is unknown or not there."
+    "A device that was asked for. Raises ValueError if it is unknown or missing."
     try:
         place = torch.device(name)
     except RuntimeError:
@@ -58,7 +59,7 @@ def named_device(name: str # 'cpu', 'cuda', 'cuda:1', 'mps'
 # %% ../../nbs/03b_precision.ipynb #a538148e
 def pick_device(name: str = 'auto' # or 'cpu', 'cuda', 'cuda:1', 'mps'
     ) -> tuple[torch.device, str]: # the device, and a line that says which and why
-    "The device to run on; for `auto` the GPU if a kernel really runs on it."
+    "The device to run on. `auto` takes the GPU if a kernel really runs on it."
     if name != 'auto':
         return named_device(name), f'device {name}, as asked'
     if not torch.cuda.is_available():
@@ -76,13 +77,13 @@ def precision_of_epoch(config: TrainConfig, epoch: int, device: torch.device) ->
     return late if 0 < config.late_epoch <= epoch else pick_precision(config.precision, device)
 
 def reduced(device: torch.device, precision: str) -> AbstractContextManager:
-    "Run the matrix products below it in `precision`."
+    "Run the matrix products inside this context in `precision`."
     dtype = PRECISION[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 # %% ../../nbs/03b_precision.ipynb #7fdcdf82
 def make_scaler(device: torch.device, precision: str, growth_interval: int) -> torch.amp.GradScaler:
-    "The scale of the loss in fp16; in other precisions it does nothing."
+    "The scale of the loss in fp16. In other precisions it does nothing."
     return torch.amp.GradScaler(device.type, enabled=precision == 'fp16', growth_interval=growth_interval)
 
 def guarded_step(optimiser: torch.optim.Optimizer, # holds scaled gradients; obeys `found_inf`
@@ -135,7 +136,7 @@ class LogitWatch(TorchFunctionMode):
 @contextmanager
 def watch_logits(model: nn.Module # a `Model`; its other attention backends give way to `sdpa` meanwhile
     ) -> Iterator[LogitWatch]:
-    "Watch the forward passes below."
+    "Watch the forward passes inside this context."
     watch, backend = LogitWatch(), model.backend
     model.backend = 'sdpa'
     try:

@@ -29,7 +29,7 @@ from .checkpoints import read_config
 
 # %% ../../nbs/appendix/runs.ipynb #80a4ca65
 def append_log(run: str|Path, row: dict) -> dict: # the row
-    "One more line of `run/log.jsonl`."
+    "Append a line to `run/log.jsonl`."
     path = Path(run)/'log.jsonl'
     text = json.dumps(row) + '\n'
     try:
@@ -69,14 +69,14 @@ def is_run(folder: Path) -> bool:
 def check_run(run: str|Path, # folder to train in
               start_from: str|Path|None = None # another run, which is not to be changed
     ) -> Path: # the folder, links followed
-    "Whether a training may write into a folder, and has memory to begin; errors name the mend."
+    "Check that a training may write into a folder. Errors name it and the mend."
     need_memory(512, 'training')
     return check_folder(run, 'run', is_run, [start_from])
 
 # %% ../../nbs/appendix/runs.ipynb #90fb9efc
 def trim_log(run: str|Path, step: int # the last that counts
     ) -> int: # lines taken away
-    "Leave out of the log what came after `step`; the file is replaced as a whole."
+    "Remove what came after `step` from the log. The file is replaced as a whole."
     rows, path = log_rows(run), Path(run)/'log.jsonl'
     kept = [row for row in rows if row.get('step', 0) <= step]
     if len(kept) < len(rows):
@@ -86,7 +86,7 @@ def trim_log(run: str|Path, step: int # the last that counts
 
 # %% ../../nbs/appendix/runs.ipynb #c5f4ac95
 class TensorBoardWriter:
-    "Hands numbers of the log to TensorBoard; does nothing if that is not installed."
+    "Hands numbers of the log to TensorBoard. Does nothing if that is not installed."
     def __init__(self, run: str|Path, step: int = 0 # what TensorBoard knows of later steps is forgotten
         ):
         try:
@@ -160,7 +160,7 @@ def remove_checkpoints(run: str|Path, keep_last: int # at least 1
     old = [path for path in there[:-max(keep_last, 1)] if path != best]
     for path in old:
         gone = temporary_name(path)
-        with suppress(OSError):                            # who reads it sees all of it, or nothing
+        with suppress(OSError):                            # a reader sees all of it, or nothing
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
     remove_leftovers(Path(run)/'checkpoints')
@@ -169,12 +169,12 @@ def remove_checkpoints(run: str|Path, keep_last: int # at least 1
 # %% ../../nbs/appendix/runs.ipynb #7130ed20
 @dataclass
 class StopRequest:
-    "Whether somebody wants the process to end."
-    number: int = 0      # of the signal; 0: nobody
+    "Whether somebody has asked the process to end."
+    number: int = 0      # of the signal; 0: no request
     time_s: float = 0.0  # when it came
 
     def note(self, number: int, frame=None) -> None:
-        "Called with a signal; Ctrl-C again after a second stops at once."
+        "Called with a signal. Ctrl-C again after a second stops at once."
         again = self.number and time.monotonic() - self.time_s > 1
         if number == signal.SIGINT and again:
             raise KeyboardInterrupt
@@ -182,14 +182,14 @@ class StopRequest:
             self.number, self.time_s = number, time.monotonic()
 
 class SessionOver(Exception):
-    "The time of this session is over, and everything is saved; training goes on in the next one."
+    "The time of this session is over and everything is saved. Training continues in the next one."
 
 SESSION_OVER = -1        # stands for the end of the session where a signal's number would
 
 @contextmanager
 def stop_requests(minutes: float|None = None # after which the session is over; None: no such limit
     ) -> Iterator[StopRequest]:
-    "Note Ctrl-C and SIGTERM instead of breaking off; only the main thread can."
+    "Note Ctrl-C and SIGTERM instead of stopping at once. Only the main thread can."
     asked, before = StopRequest(), {}
     timer = None if minutes is None else threading.Timer(60*minutes, asked.note, [SESSION_OVER])
     if timer:
@@ -207,7 +207,7 @@ def stop_requests(minutes: float|None = None # after which the session is over; 
 
 def stopped_by(number: int # of a signal
     ) -> BaseException: # to be raised when everything is saved
-    "What the signal would have done."
+    "The exception that a signal stands for."
     if number == SESSION_OVER:
         return SessionOver()
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
@@ -243,7 +243,7 @@ def count_weights(path: Path # a safetensors file
 # %% ../../nbs/appendix/runs.ipynb #5afcd763
 def summarise_run(run: str|Path # a run folder
     ) -> RunSummary:
-    "Read a run folder's log and last checkpoint; ValueError if it holds neither."
+    "Read a run folder's log and last checkpoint. Raises ValueError if it holds neither."
     run, there, rows = Path(run), checkpoints(run), log_rows(run)
     if not there and not rows:
         raise ValueError(f'{run} holds neither log.jsonl nor checkpoints; name a run folder')
@@ -258,21 +258,21 @@ def summarise_run(run: str|Path # a run folder
     speeds = {name: next((r[name] for r in reversed(rows) if name in r), math.nan) for name in names}
     numbers = (*counts, *errors, *speeds.values())
     if not all(isinstance(x, (int, float)) for x in numbers) or not isinstance(precision, str):
-        raise TypeError('entries of another kind')
+        raise TypeError('entries of another type')
     return RunSummary(run, preset, count_weights(last/'weights.safetensors') if last else 0,
                       *counts, min((e for e in errors if math.isfinite(e)), default=math.nan), precision,
                       **speeds)
 
 def list_runs(folder: str|Path # that holds run folders, at any depth
     ) -> list[RunSummary]: # the run that was active last comes first
-    "All runs below `folder`; one that cannot be read is listed with its fault."
+    "All runs below `folder`. One that cannot be read is listed with its fault."
     def summary(run):
         try:
             return summarise_run(run)
         except (ValueError, OSError) as e:
             fault = str(e).replace('\n', ' ')
         except TypeError:
-            fault = f'{run}/log.jsonl has entries of another kind; take them out'
+            fault = f'{run}/log.jsonl has entries of another type; remove them'
         return RunSummary(run, 'broken', 0, 0, 0, 0.0, math.nan, '-', fault)
     logs = sorted(Path(folder).glob('**/log.jsonl'), key=lambda p: p.stat().st_mtime, reverse=True)
     return [summary(log.parent) for log in logs]
