@@ -9,7 +9,7 @@ time than that step needs. The clock is the real one, so it wants a machine that
 
 `million` runs the cells of the bundle's submission notebook in a process that may allocate no more than
 --limit gigabytes, first for one file of 200,000 events with --hours-of-one on the clock, then for --files of
-them with --hours. The networks are very small: what is tested is memory, the plan and the file that is
+them, once for each of --hours. The networks are very small: what is tested is memory, the plan and the file that is
 written.
 
 What was found goes to bench/results/kaggle_plan.json and kaggle_million.json.
@@ -141,7 +141,7 @@ def run_notebook(a: argparse.Namespace) -> None:
     watch.start()
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code':
-            source = ''.join(cell['source']).replace('HOURS = 8.5', f'HOURS = {a.hours}')
+            source = ''.join(cell['source']).replace('HOURS = 8.5', f'HOURS = {a.hours[0]}')
             exec(compile(source, 'submission.ipynb', 'exec'), place)
     watch.over.set()
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss*1024
@@ -155,10 +155,10 @@ def run_notebook(a: argparse.Namespace) -> None:
 
 
 def answer_million(a: argparse.Namespace) -> dict:
-    "The notebook for one file and for all of them."
+    "The notebook for one file, and for all of them with each limit of time."
     bundle = make_bundle(a.out, VERY_SMALL)
     rows = []
-    for files in dict.fromkeys((1, a.files)):
+    for files, hours in ((1, a.hours_of_one), *((a.files, hours) for hours in a.hours)):
         place = a.out/f'{files} files'
         (place/'input').mkdir(parents=True, exist_ok=True)
         if not (place/'input'/'bundle').exists():
@@ -167,7 +167,6 @@ def answer_million(a: argparse.Namespace) -> dict:
         print(f'{files} files are written', flush=True)
         env = os.environ | {'ICECUBE_INPUT_DIR': str(place/'input'), 'ICECUBE_CACHE_DIR': str(place/'cache'),
                             'PYTHONPATH': ''}
-        hours = a.hours_of_one if files == 1 else a.hours
         command = [sys.executable, str(Path(__file__).resolve()), 'notebook', '--out', str(place),
                    '--limit', str(a.limit), '--hours', str(hours)]
         with subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, text=True) as process:
@@ -190,8 +189,9 @@ def main() -> None:
     parser.add_argument('--devices', default='cpu,cpu', help='`plan`: two devices stand in for two cards')
     parser.add_argument('--files', type=int, default=5)
     parser.add_argument('--limit', type=float, default=8.0, help='gigabytes that the process may allocate')
-    parser.add_argument('--hours', type=float, default=0.25, help='on the clock of the larger run')
-    parser.add_argument('--hours-of-one', type=float, default=0.1, help='on the clock of the run on one file')
+    parser.add_argument('--hours', type=float, nargs='+', default=[0.06, 0.025],
+                        help='on the clock of each of the larger runs')
+    parser.add_argument('--hours-of-one', type=float, default=0.05, help='on the clock of the run on one file')
     a = parser.parse_args()
     a.out = a.out.resolve()
     if a.what == 'notebook':
