@@ -29,7 +29,7 @@ from .inference.ensemble_predict import uncertainty_table
 from .inference.predict import (Predictor, bad_events, check_answered, check_detectors, check_files,
                                           count_answers, files_to_answer, load_predictor, warn_about_events)
 from .inference.submission import submission_table
-from .inference.time_plan import PART, Way, answer_in_time, measure_ways
+from .inference.time_plan import PART, Way, answer_in_time, describe_shares, measure_ways
 from .kaggle_files import Bundle
 
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0005
@@ -167,7 +167,7 @@ def networks_of(way: Way) -> list[Predictor]:
 # %% ../nbs/appendix/kaggle_answers.ipynb #f09b0011
 def submission_summary(done: Submission) -> str:
     "What was written, and by which way it was answered."
-    ways = ', '.join(f'{count:,} by {name}' for name, count in done.by_way.items())
+    ways = describe_shares(done.by_way)
     return (f'{done.events:,} events in {done.out}: {ways}; {done.by_long:,} by a run for long events, '
             f'{done.unanswered:,} got a constant direction')
 

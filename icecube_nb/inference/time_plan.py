@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOWER', 'SAMPLE_SECONDS', 'SHORT', 'PART', 'RESERVE', 'best_plan', 'TimePlan', 'part_deadline', 'describe_plan',
-           'write_part', 'Way', 'measure_ways', 'TimedAnswers', 'answer_in_time', 'has_changed']
+           'write_part', 'Way', 'measure_ways', 'TimedAnswers', 'answer_in_time', 'describe_shares', 'has_changed']
 
 # %% ../../nbs/appendix/time_plan.ipynb #f0980003
 import json
@@ -219,6 +219,12 @@ def answer_in_time(ways: list[Way], # the best first
     return TimedAnswers(answers, {who: n for who, n in by_way.items() if n}, lines, plan.costs)
 
 # %% ../../nbs/appendix/time_plan.ipynb #f0980035
+def describe_shares(by_way: dict[str, int] # events of each way
+                    ) -> str:
+    "How many events each way answered, in a line."
+    names = {name: 'a quicker way, short of time' if name == SHORT else name for name in by_way}
+    return ', '.join(f'{events:,} by {names[name]}' for name, events in by_way.items())
+
 def has_changed(before: dict[str, int]|None, now: dict[str, int], share: float = 0.1) -> bool:
     "Whether a plan uses other ways than before, or gives a way another share of the events that are left."
     if before is None or before.keys() != now.keys():
