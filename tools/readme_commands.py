@@ -2,6 +2,7 @@
 
     python tools/readme_commands.py            in a fresh clone, after `make setup`; some 20 minutes
     python tools/readme_commands.py --make     `make demo` and `make test` too
+    python tools/readme_commands.py --only 'icecube-nb gpu'      these again; the rest of the table stays
 
 The commands are taken from the README's code blocks and run in its order in an empty folder. What cannot be
 had everywhere is replaced (`REPLACED`): simulated files stand in for the competition's, minutes for hours.
@@ -65,13 +66,15 @@ def run(command: str, folder: Path, env: dict[str, str]) -> tuple[int, float, st
     return done.returncode, time.monotonic() - began, lines[-1]
 
 
-def table_of(readme: str, folder: Path, with_make: bool) -> list[dict]:
-    "A row for each command."
+def table_of(readme: str, folder: Path, with_make: bool, only: str = '') -> list[dict]:
+    "A row for each command that begins with `only`."
     scripts = Path(sys.executable).parent
     env = os.environ | {'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}',
                         'ICECUBE_CACHE_DIR': str(folder/'cache')}
     demo, rows = folder/'demo', []
     for command in commands_of(readme):
+        if not command.startswith(('export ', only)):
+            continue
         why = next((why for start, why in NOT_RUN if command.startswith(start)), None)
         if command.startswith('make ') and with_make:
             why = None
@@ -97,14 +100,19 @@ def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('--make', action='store_true', help='`make demo` and `make test` too')
+    parser.add_argument('--only', default='', metavar='TEXT', help='commands that begin so')
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = table_of((ROOT/'README.md').read_text(encoding='utf-8'), Path(folder), a.make)
+        rows = table_of((ROOT/'README.md').read_text(encoding='utf-8'), Path(folder), a.make, a.only)
+    if a.only:
+        again = {row['command']: row for row in rows}
+        with open(TABLE, newline='', encoding='utf-8') as file:
+            rows = [again.get(row['command'], row) for row in csv.DictReader(file)]
     with open(TABLE, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    failed = [row['command'] for row in rows if row['status'] not in (0, '')]
+    failed = [row['command'] for row in rows if str(row['status']) not in ('0', '')]
     sys.exit(f'{len(failed)} commands failed: {failed}' if failed else 0)
 
 
