@@ -193,6 +193,7 @@ def check_gpu(device: str = 'auto', # or cuda, cuda:1, cpu, ...
         expected = CALLS*speed['ms']/1e3 if where.type == 'cpu' else 0.0
         yield describe_speed(speed)
 
+# %% ../nbs/appendix/gpu.ipynb #69b0001d
 def describe_speed(speed: dict # of `training_speed`
     ) -> str: # one line
     "A measured training speed in words."
