@@ -156,7 +156,7 @@ class FunctionAndModule(OldModule):
         return f'<{self.__name__}: the function {function.__module__}.{function.__qualname__}>'
 
 # %% ../nbs/appendix/old_code.ipynb #01dc0013
-def run_training(words: list[str]|None = None # of the command line; None: those of the process
+def run_training(arguments: list[str]|None = None # of the command line; None takes those of the process
     ) -> int: # exit status
     "The command line `python -m icecube_nb.train` of version 0.1, done by `icecube-nb train`."
     import argparse
@@ -169,7 +169,7 @@ def run_training(words: list[str]|None = None # of the command line; None: those
     parser.add_argument('--minutes', help='budget of time for the whole schedule')
     parser.add_argument('--device', help='auto, cpu, cuda, ... (default: auto)')
     parser.add_argument('--start-from', help='run folder or published .ckpt to take the network from')
-    given = {name: value for name, value in vars(parser.parse_args(words)).items() if value}
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     options = [[f'--{name.replace("_", "-")}', *([value] if isinstance(value, str) else value)]
                for name, value in given.items()]
     warnings.warn(f'python -m {PACKAGE}.train is now icecube-nb train --run {given["run"]}',
