@@ -9,6 +9,7 @@ by neutrino, over those that trigger in both. Data and network are kept in the c
 call goes on. The table is written to bench/results/changed_events.csv, and the errors on the unchanged events
 by number of pulses, in the slices of the published figures in competition.csv, to changed_events_slices.csv.
 """
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,4 +112,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -460,7 +460,7 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add('what', choices=['data', 'run', 'table', 'after', 'minutes'])
     add('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS) +
-        '; more arms: ' + ', '.join(EXTRA_ARMS))
+        '; more arms: ' + ', '.join(EXTRA_ARMS).replace('%', '%%'))
     add('--events', type=int, default=16000, help='of a run, a multiple of --file-events')
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--reference', default='deep', help='arm that the others are compared with; run it first')

@@ -1,9 +1,12 @@
 """`make test`: the checks of the repository, and `nbdev_test` over the notebooks. `--help` says more.
 
 The notebooks are run by `nbdev_test` itself, so a bare `nbdev_test` and `make test` cannot differ. This file
-only starts it, shows what it writes, and counts what passed.
+only starts it, shows what it writes, and counts what passed. It starts it for a few notebooks at a time,
+because a process that runs notebooks one after the other keeps what each of them has loaded: with all of them
+in two processes the memory in use grew to ten gigabytes, and a machine that has less ends such a process.
 """
 import argparse
+import math
 import os
 import re
 import signal
@@ -23,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STARTED = re.compile(r'Starting (.+?\.ipynb)')              # what nbdev_test prints with --do_print; lines of
 COMPLETED = re.compile(r'- Completed (.+?\.ipynb)')         # two workers may run together
 FAILED_HEADING = 'nbdev Tests Failed On The Following Notebooks:'
+GROUP_SIZE = 8                                              # notebooks that one process runs
 
 
 @dataclass
@@ -111,13 +115,11 @@ class NotebookLog:
         return Result(name, self.seconds(name), faults, skipped=name not in self.started and not faults)
 
 
-def nbdev_command(names: list[str], flags: Iterable[str], workers: int, everything: bool) -> list[str]:
-    "The `nbdev_test` command for these notebooks. A pattern narrows it down unless `everything` is to run."
+def nbdev_command(names: list[str], flags: Iterable[str]) -> list[str]:
+    "The `nbdev_test` command that runs these notebooks one after the other in one process."
+    pattern = rf'^({"|".join(re.escape(name) for name in names)})\.ipynb$'
     program = Path(sys.executable).with_name('nbdev_test')
-    command = [str(program), '--n_workers', str(workers), '--do_print', '--flags', ' '.join(flags)]
-    if not everything:
-        command += ['--file_re', rf'^({"|".join(re.escape(name) for name in names)})\.ipynb$']
-    return command
+    return [str(program), '--n_workers', '0', '--do_print', '--flags', ' '.join(flags), '--file_re', pattern]
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -130,7 +132,8 @@ def end_group(process: subprocess.Popen) -> None:
 
 def lines_of(command: list[str], root: Path, timeout_s: float) -> Iterator[str|int]:
     "What the command writes, line by line, and its exit status last. It is ended after `timeout_s` seconds."
-    env = os.environ | {'PYTHONUNBUFFERED': '1'}            # lines come when they are written
+    env = os.environ | {'PYTHONUNBUFFERED': '1',            # lines come when they are written
+                        'PYTHONFAULTHANDLER': '1'}          # a crash shows where it was
     process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, errors='replace', start_new_session=True)
     alarm = threading.Timer(timeout_s, end_group, [process])
@@ -144,24 +147,65 @@ def lines_of(command: list[str], root: Path, timeout_s: float) -> Iterator[str|i
         end_group(process)
 
 
+@dataclass
+class NotebookRunner:
+    "Runs notebooks by `nbdev_test`. What it writes is handed to `show`, line by line."
+    root: Path
+    flags: Iterable[str] = ()
+    timeout_s: float = 1800                       # for everything
+    show: Callable[[str], None] = partial(print, flush=True)
+    start: float = field(default_factory=time.monotonic)
+
+    def run_group(self, names: list[str]) -> tuple[NotebookLog, int]:
+        "Run these notebooks in one process: its log, and its exit status, which is below 0 after a signal."
+        log, status = NotebookLog(), 0
+        for line in lines_of(nbdev_command(names, self.flags), self.root, self.seconds_left()):
+            if isinstance(line, int):
+                status = line
+            else:
+                log.read(line)
+                self.show(line)
+        return log, status
+
+    def seconds_left(self) -> float:
+        "Until the time for everything is over."
+        return max(0.1, self.start + self.timeout_s - time.monotonic())
+
+    def results(self, names: list[str], once_more: bool = True) -> list[Result]:
+        """What became of each of these notebooks.
+
+        Where the process ends early, the notebooks behind the one that it was running get a new process. If
+        it was killed (signal 9), as the system does when memory runs out, that notebook gets one more try,
+        alone.
+        """
+        log, status = self.run_group(names)
+        complete = status == 0 or bool(log.failed)
+        if complete or self.seconds_left() < 1:
+            return [log.result(name, complete) for name in names]
+        unfinished = [name for name in names if name in log.started and name not in log.ended]
+        waiting = [name for name in names if name not in log.started]
+        found = [log.result(name, complete=False) for name in names if name in log.ended]
+        for name in unfinished:
+            reason = f'its process ended with status {status}'
+            if status == -signal.SIGKILL and once_more:
+                self.show(f'{name}: {reason}; it runs once more, alone')
+                found += self.results([name], once_more=False)
+            else:
+                found.append(Result(name, log.seconds(name), [reason]))
+        if waiting and not log.started:
+            return [Result(name, 0.0, [f'nbdev_test did not start it: status {status}']) for name in names]
+        return found + (self.results(waiting, once_more) if waiting else [])
+
+
 def run_notebooks(names: list[str], root: Path, flags: Iterable[str] = (), workers: int = 2,
-                  timeout_s: float = 1800, everything: bool = False,
+                  timeout_s: float = 1800,
                   show: Callable[[str], None] = partial(print, flush=True)) -> list[Result]:
-    "Run these notebooks by `nbdev_test`. What it writes is handed to `show`, line by line."
-    log = NotebookLog()
-    start = time.monotonic()
-    status = 0
-    for line in lines_of(nbdev_command(names, flags, workers, everything), root, timeout_s):
-        if isinstance(line, int):
-            status = line
-        else:
-            log.read(line)
-            show(line)
-    complete = status == 0 or bool(log.failed)
-    results = [log.result(name, complete) for name in names]
-    if not complete and not any(result.faults for result in results):
-        results.append(Result('nbdev_test', time.monotonic() - start, [f'it ended with status {status}']))
-    return results
+    "Run these notebooks, `workers` processes at a time, each with `GROUP_SIZE` notebooks at most."
+    runner = NotebookRunner(root, flags, timeout_s, show)
+    size = min(GROUP_SIZE, math.ceil(len(names)/workers))
+    groups = [names[first:first + size] for first in range(0, len(names), size)]
+    with ThreadPoolExecutor(workers) as pool:
+        return [result for results in pool.map(runner.results, groups) for result in results]
 
 
 # ---- the command ----
@@ -207,7 +251,7 @@ def main() -> int:
     to_run = [name for name in notebooks if name in names]
     results = run_checks({n: check for n, check in checks.items() if n in names}, args.root, args.workers)
     if to_run:
-        found = run_notebooks(to_run, args.root, args.flags, args.workers, args.timeout, to_run == notebooks)
+        found = run_notebooks(to_run, args.root, args.flags, args.workers, args.timeout)
         print(*found, sep='\n', flush=True)
         results += found
     print(summary(results), flush=True)

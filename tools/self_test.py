@@ -176,6 +176,8 @@ CASES = [                           # the check, what its fault must name, the b
     ('words', 'README.md', add('README.md', 'pip install --index-url https://' + 'pypi' + '.org/simple\n')),
     ('prose-numbers', '0.77 rad', edit(NOTEBOOK, '# Angles', '# Angles: 0.77 rad')),
     ('notebook', 'AssertionError', add_cell('assert False')),
+    ('notebook', 'status -9', add_cell('import os; os.kill(os.getpid(), 9)')),
+    ('notebook', 'status 3', add_cell('import os; os._exit(3)')),
 ]
 
 
