@@ -15,8 +15,8 @@ another version since. The learning rate falls to its end within each budget. Ru
 line holds the difference to it, with the error that comes from the sample of test events.
 
 `minutes` trains a preset as `icecube-nb train --minutes` does, and goes on with a run that was stopped: with
---session-minutes 12, call it again until the time is used up. Each call appends its errors, beside the line
-fit, to bench/results/minutes.jsonl.
+--session-minutes 12, call it again until the time is used up. Each call appends its errors on the test events
+of both worlds, beside the line fit, to bench/results/minutes.jsonl.
 
 A small try that takes a minute and leaves the results alone:
 
@@ -330,22 +330,29 @@ def after(folder: Path, prepared: Prepared, events: int) -> Iterator[dict]:
         yield row
 
 
-def minutes_run(a: argparse.Namespace, prepared: Prepared) -> dict:
-    "Train a preset for some minutes, in one session or more; errors on the test events, as one row of results."
+def minutes_run(a: argparse.Namespace, own: Prepared, other: Prepared) -> dict:
+    """Train a preset for some minutes, in one session or more: one row of results.
+
+    `own` holds the events to train on. The run is tested on the test events of both data sets."""
     torch.set_num_threads(a.threads)
     begin = time.process_time()
-    state = train(prepared, a.run, preset(a.preset), a.minutes, 'cpu', Progress('training'),
+    state = train(own, a.run, preset(a.preset), a.minutes, 'cpu', Progress('training'),
                   session_minutes=a.session_minutes)
     sessions = note_session(a.run, time.process_time() - begin)
-    packed = test_file(prepared)
-    columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(a.run, 'cpu'))
-    errors = method_errors(packed, columns, read_truth(packed).reset_index(), prepared)
-    found = error_table(errors, columns['pulses'])
+    tables = {name: answered_table(a.run, prepared) for name, prepared in (('errors', own), ('crossed', other))}
     return {'preset': a.preset, 'minutes': a.minutes, 'threads': a.threads, 'events': state.events,
             'steps': state.step, 'parameters': sum(p.numel() for p in state.model.parameters()),
             'sessions': len(sessions), 'seconds': round(state.seconds),
             'cpu_seconds': round(sum(sessions)), 'simulator': VERSION, 'training_events': a.files*a.file_events,
-            'errors': found.round(5).to_dict('records')}
+            'world': a.worlds[0]} | tables
+
+
+def answered_table(run: Path, prepared: Prepared) -> list[dict]:
+    "The errors of a run on the test events of a data set, beside the line fit, by number of pulses."
+    packed = test_file(prepared)
+    columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
+    errors = method_errors(packed, columns, read_truth(packed).reset_index(), prepared)
+    return error_table(errors, columns['pulses']).round(5).to_dict('records')
 
 
 def note_session(run: Path, cpu_seconds: float) -> list[float]:
@@ -512,7 +519,8 @@ def main() -> None:
         return
     if a.what == 'minutes':
         size = DataSize(a.files, a.file_events, a.test_events, world=a.worlds[0])
-        row = minutes_run(a, make_data(size))
+        other = DataSize(test_events=a.test_events, world=next(w for w in WORLDS if w != size.world))
+        row = minutes_run(a, make_data(size), make_data(other))
         append(RESULTS.with_name('minutes.jsonl'), row)
         print(format_table(pd.DataFrame(row['errors'])))
         return
