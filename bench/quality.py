@@ -16,7 +16,8 @@ line holds the difference to it, with the error that comes from the sample of te
 
 `minutes` trains a preset as `icecube-nb train --minutes` does, and goes on with a run that was stopped: with
 --session-minutes 12, call it again until the time is used up. Each call appends its errors on the test events
-of both worlds, beside the line fit, to bench/results/minutes.jsonl.
+of both worlds, beside the line fit, to bench/results/minutes.jsonl; with --beside FOLDER also the difference to
+another run. A run that has ended is only tested.
 
 A small try that takes a minute and leaves the results alone:
 
@@ -30,6 +31,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,6 +60,8 @@ from icecube_nb.physics.simulate import VERSION, write_dataset
 from icecube_nb.physics.simulation_config import WORLDS
 from icecube_nb.training.checkpoints import load_checkpoint, sensors_of_run
 from icecube_nb.training.loop import train
+from icecube_nb.training.optimise import JointOptimiser
+from icecube_nb.training.runs import checkpoints
 from icecube_nb.training.state import State, make_optimiser, new_state
 
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
@@ -152,6 +156,7 @@ EXTRA_ARMS = {
     'muon, even rows': ('deep', {'train.muon_variance': 0.95}),
     'turns': ('deep', {'data.turns': True}),
     'turns and mirrors': ('deep', {'data.turns': True, 'data.mirrors': True}),
+    'look-ahead': ('deep', {}),                                     # see `AROUND`
 }
 # other widths at other rates, and other sizes at the rate of `deep`; heads of 32 numbers, as in `deep`
 EXTRA_ARMS |= {f'width {width}, rate x {factor}': ('deep', {
@@ -162,6 +167,32 @@ EXTRA_ARMS |= {f'{layers} layers of {width}': ('deep', {
     'model.neck': 1024 if 1024 % width == 0 else 8*width})
     for width, layers in ((32, 6), (64, 4), (64, 6), (64, 12), (64, 24), (96, 6), (96, 9), (128, 6), (128, 9),
                           (128, 12), (128, 24), (256, 9))}
+
+
+@contextmanager
+def look_ahead(every: int = 5, share: float = 0.5) -> Iterator[None]:
+    "Optimisers keep slow weights too: every few steps these go a share of the way to the others, which follow."
+    plain_step, slow, count = JointOptimiser.step, [], 0
+
+    @torch.no_grad()
+    def step(optimiser: JointOptimiser) -> None:
+        nonlocal slow, count
+        weights = [p for group in optimiser.param_groups for p in group['params']]
+        slow = slow or [p.clone() for p in weights]
+        plain_step(optimiser)
+        count += 1
+        if count % every == 0:
+            torch._foreach_lerp_(slow, weights, share)
+            torch._foreach_copy_(weights, slow)
+
+    JointOptimiser.step = step
+    try:
+        yield
+    finally:
+        JointOptimiser.step = plain_step
+
+
+AROUND = {'look-ahead': look_ahead}     # arms that are no settings: what is in force while they train
 
 
 def data_folder(size: DataSize) -> Path:
@@ -251,7 +282,8 @@ def run_arm(arm: str, events: int, seed: int, size: DataSize, prepared: Mapping[
     folder = errors_file(scratch, arm, events, seed, size.world, size.world).parent
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.process_time()
-    state = train(own, folder, arm_config(arm, events, seed, size), device='cpu')
+    with AROUND.get(arm, nullcontext)():
+        state = train(own, folder, arm_config(arm, events, seed, size), device='cpu')
     seconds = time.process_time() - begin
     sensors, tests = sensor_features(read_geometry(own.geometry_path)), {}
     for world, data in prepared.items():
@@ -335,31 +367,45 @@ def minutes_run(a: argparse.Namespace, own: Prepared, other: Prepared) -> dict:
 
     `own` holds the events to train on. The run is tested on the test events of both data sets."""
     torch.set_num_threads(a.threads)
-    begin = time.process_time()
+    before, begin = max(checkpoints(a.run), default=0), time.process_time()
     state = train(own, a.run, preset(a.preset), a.minutes, 'cpu', Progress('training'),
                   session_minutes=a.session_minutes)
-    sessions = note_session(a.run, time.process_time() - begin)
-    tables = {name: answered_table(a.run, prepared) for name, prepared in (('errors', own), ('crossed', other))}
+    seconds = time.process_time() - begin
+    sessions = sessions_of(a.run, seconds if state.step > before else None)
+    worlds = {'errors': own, 'crossed': other}
+    found = {name: error_table(*errors_of_run(a.run, prepared)).round(5).to_dict('records')
+             for name, prepared in worlds.items()}
+    if a.beside:
+        found['beside'] = {name: difference_of_runs(a.run, a.beside, prepared)
+                           for name, prepared in worlds.items()} | {'preset': load_checkpoint(a.beside)[0].name}
     return {'preset': a.preset, 'minutes': a.minutes, 'threads': a.threads, 'events': state.events,
             'steps': state.step, 'parameters': sum(p.numel() for p in state.model.parameters()),
             'sessions': len(sessions), 'seconds': round(state.seconds),
             'cpu_seconds': round(sum(sessions)), 'simulator': VERSION, 'training_events': a.files*a.file_events,
-            'world': a.worlds[0]} | tables
+            'world': a.worlds[0]} | found
 
 
-def answered_table(run: Path, prepared: Prepared) -> list[dict]:
-    "The errors of a run on the test events of a data set, beside the line fit, by number of pulses."
+def errors_of_run(run: Path, prepared: Prepared) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    "Errors of a run on the test events of a data set, by method and beside the line fit; their pulse counts."
     packed = test_file(prepared)
     columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), load_predictor(run, 'cpu'))
-    errors = method_errors(packed, columns, read_truth(packed).reset_index(), prepared)
-    return error_table(errors, columns['pulses']).round(5).to_dict('records')
+    return method_errors(packed, columns, read_truth(packed).reset_index(), prepared), columns['pulses']
 
 
-def note_session(run: Path, cpu_seconds: float) -> list[float]:
-    "The processor's seconds of each session of a run so far."
+def difference_of_runs(run: Path, reference: Path, prepared: Prepared) -> dict[str, float]:
+    "Mean error of a run less that of another one, on the same events, with its standard error."
+    method = 'classification heads'
+    difference = paired_difference(*(errors_of_run(folder, prepared)[0][method] for folder in (run, reference)))
+    return {'mean': round(difference.mean, 5), 'error': round(difference.error, 5)}
+
+
+def sessions_of(run: Path, more: float | None) -> list[float]:
+    "The processor's seconds of each session of a run so far; `more` is a further one."
     path = run.with_name(run.name + '-sessions.json')
-    sessions = [*(json.loads(path.read_text()) if path.is_file() else []), cpu_seconds]
-    path.write_text(json.dumps(sessions))
+    sessions = json.loads(path.read_text()) if path.is_file() else []
+    if more is not None:
+        sessions.append(more)
+        path.write_text(json.dumps(sessions))
     return sessions
 
 
@@ -475,6 +521,7 @@ def read_arguments() -> argparse.Namespace:
     add('--threads', type=int, default=1)
     add('--slices', action='store_true', help='table by slice and topology too')
     add('--run', type=Path, help='folder of a run, for `after` and `minutes`')
+    add('--beside', type=Path, help='folder of another run, whose errors `minutes` subtracts')
     add('--preset', default='deep', help='of `minutes`')
     add('--minutes', type=float, default=20.0, help='of the whole run')
     add('--session-minutes', type=float, help='after which `minutes` stops; the next call goes on')
