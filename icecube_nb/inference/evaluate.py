@@ -55,7 +55,7 @@ def line_fit_velocity(
     "The velocity of the point that moves through each event's pulses, by weighted least squares."
     time, position, offsets, weight = _check_pulses(time_ns, position_m, offsets, weight)
     B, keep = len(offsets) - 1, weight > 0
-    event = np.repeat(np.arange(B), np.diff(offsets))[keep]             # (N,) from here on of the kept
+    event = np.repeat(np.arange(B), np.diff(offsets))[keep]             # (N,) of the pulses with a weight
     weight, count = weight[keep], np.bincount(event, minlength=B)       # (N,), (B,)
     first = (np.cumsum(count) - count)[event]                           # (N,) row of the event's first pulse
     total = lambda x: np.bincount(event, weight * x, minlength=B)       # (N,) -> (B,)
@@ -261,11 +261,11 @@ def to_markdown(
     table: pd.DataFrame, # as `error_table` gives it, or any other
     digits: int = 3, # decimals of each number
 ) -> str: # a pipe table
-    "The table as markdown; the first column and columns of words stand on the left, numbers on the right."
+    "The table as markdown; the first column and columns of text stand on the left, numbers on the right."
     header, *rows = _cells(table, digits, '±')
     columns = list(zip(*rows)) or [()]*len(header)
-    words = [sum(cell[:1].isalpha() or cell[:1] == '`' for cell in column) for column in columns]
-    align = ['---' if not k or 2*n > len(rows) else '---:' for k, n in enumerate(words)]
+    text_cells = [sum(cell[:1].isalpha() or cell[:1] == '`' for cell in column) for column in columns]
+    align = ['---' if not k or 2*n > len(rows) else '---:' for k, n in enumerate(text_cells)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, align, *rows])
 
 # %% ../../nbs/03a_evaluate.ipynb #c556a380
@@ -444,7 +444,7 @@ def error_figure(
 ): # matplotlib Figure
     "The errors' distribution by slice, and their mean against true zenith and pulse count, with error bars."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout='constrained', dpi=80)
+    fig, axes = plt.subplots(1, 3, figsize=(9.6, 4.2), layout='constrained', dpi=94)
     (last, values), labels = list(errors.items())[-1], pulse_slice(pulses)
     for name, style in zip(PULSE_SLICES, (':', '--', '-')):
         part = np.sort(_check_errors(values, last)[labels == name])
@@ -453,10 +453,10 @@ def error_figure(
     psi = np.linspace(0, np.pi, 100)
     axes[0].plot(psi, (1 - np.cos(psi)) / 2, '0.6', lw=1, label='blind guess')
     axes[0].set(xlabel='angular error [rad]', ylabel='share of events below', xlim=(0, np.pi), ylim=(0, 1))
-    axes[0].legend(title=f'{last}, by pulses', fontsize=8, title_fontsize=8)
+    axes[0].legend(title=f'{last}, by pulses', fontsize=9, title_fontsize=9)
     high = max(2.0, float(np.max(pulses)))
     looks = [(np.cos(zenith_rad), np.linspace(-1, 1, 11),
-              'cosine of the true zenith (-1: from below; 1: from above)'),
+              'cosine of the true zenith\n(-1: from below; 1: from above)'),
              (pulses, np.geomspace(max(1.0, float(np.min(pulses))), high, 11), 'pulses in the event')]
     for ax, (x, edges, label) in zip(axes[1:], looks):
         for (method, values), style in zip(errors.items(), cycle(('o-', 's--', '^:', 'v-.'))):
@@ -464,7 +464,7 @@ def error_figure(
             ax.errorbar(bins['x'], bins['mean'], bins['mean_error'], fmt=style, ms=4, lw=1, label=method)
         ax.axhline(np.pi / 2, c='0.6', lw=1)
         ax.set(xlabel=label, ylabel='mean angular error [rad]', ylim=(0, None))
-        ax.legend(fontsize=8, loc='lower left')
+        ax.legend(fontsize=9, loc='lower left')
     axes[1].set_xticks(np.linspace(-1, 1, 5))
     axes[2].set_xscale('log')
     shown = axes[2].get_xlim()
@@ -472,5 +472,5 @@ def error_figure(
     axes[2].set_xticks(ticks, [f'{t:,}' for t in ticks])
     axes[2].minorticks_off()
     for ax, title in zip(axes, titles):
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=10.5)
     return fig

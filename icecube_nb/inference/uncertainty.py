@@ -141,7 +141,7 @@ def uncertainty_figure(errors: np.ndarray, # (B,) rad
     ): # matplotlib Figure
     "Claimed against found shares, over all events and by slice, and the risk-coverage curve."
     import matplotlib.pyplot as plt
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout='constrained', dpi=85)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout='constrained', dpi=90)
     left.axhline(0, c='k', ls=':', lw=1)
     keys = [f'within {100*share:.0f} %' for share in shares]
     for i, (name, radii) in enumerate(claims.items()):
@@ -160,9 +160,9 @@ def uncertainty_figure(errors: np.ndarray, # (B,) rad
         right.plot(100*kept, risk_coverage(errors, predicted, kept)['median'], label=name)
     right.set(xlabel='events kept, the surest first [%]', ylabel='median angular error [rad]', ylim=(0, None))
     for ax, title in zip((left, right), titles):
-        ax.set_title(title, fontsize=10)
-    left.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
-    right.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+        ax.set_title(title, fontsize=11)
+    left.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=9)
+    right.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     return fig
 
 # %% ../../nbs/05a_uncertainty.ipynb #dba6c337
@@ -315,7 +315,7 @@ def sky_map(log_density: Callable[[np.ndarray], np.ndarray], # unit vectors (P, 
     "A Mollweide map of a posterior with contours that hold 50 and 90 % of it."
     import matplotlib.pyplot as plt
     lon, lat, density, levels = sky_levels(log_density, rows)
-    fig, ax = plt.subplots(figsize=(8, 4.6), layout='constrained', dpi=90,
+    fig, ax = plt.subplots(figsize=(9, 5.2), layout='constrained', dpi=95,
                            subplot_kw={'projection': 'mollweide'})
     image = ax.pcolormesh(lon - np.pi, lat, density, cmap='Blues', shading='nearest', rasterized=True)
     for share, colour in ((0.5, 'tab:orange'), (0.9, 'tab:red')):
@@ -325,11 +325,11 @@ def sky_map(log_density: Callable[[np.ndarray], np.ndarray], # unit vectors (P, 
         if spot:
             ax.plot(spot[0] - np.pi, np.pi/2 - spot[1], mark, c='k', ms=10, label=label)
     ax.grid(alpha=0.3)
-    ax.legend(loc='lower right', bbox_to_anchor=(1.06, -0.08), fontsize=8)
-    ax.set_xticks(np.radians(range(-120, 121, 60)), [f'{d}°' for d in range(60, 301, 60)], fontsize=7)
-    ax.set_yticks(np.radians(range(-60, 61, 30)), [f'{d}°' for d in range(-60, 61, 30)], fontsize=7)
-    ax.set_xlabel('azimuth', fontsize=8)
-    ax.set_ylabel('elevation: 90° minus zenith', fontsize=8)
+    ax.legend(loc='lower right', bbox_to_anchor=(1.06, -0.1), fontsize=9)
+    ax.set_xticks(np.radians(range(-120, 121, 60)), [f'{d}°' for d in range(60, 301, 60)], fontsize=9)
+    ax.set_yticks(np.radians(range(-60, 61, 30)), [f'{d}°' for d in range(-60, 61, 30)], fontsize=9)
+    ax.set_xlabel('azimuth')
+    ax.set_ylabel('elevation: 90° minus zenith')
     fig.colorbar(image, shrink=0.6, label='probability density [1/sr]')
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=11)
     return fig
