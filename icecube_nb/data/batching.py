@@ -28,7 +28,7 @@ from .turns import Turns, turn_azimuth, turn_tokens
 # %% ../../nbs/01b_batching.ipynb #ccfadd64
 def group_by_length(lengths: np.ndarray, # (E,) pulses of each event, > 0
                     batch_events: int, # events in a batch, at most
-                    rng: np.random.Generator, # shuffles
+                    rng: np.random.Generator, # of the two shuffles
                     pool_batches: int = 64 # batches that are sorted by length together
     ) -> list[np.ndarray]: # batches of event numbers; each event is in exactly one
     "Shuffle, pool, sort by length, cut, shuffle: random batches of similar length."
@@ -58,8 +58,8 @@ def batches_by_pulses(lengths: np.ndarray, # (E,) pulses of each event after thi
 
 # %% ../../nbs/01b_batching.ipynb #9065f528
 def split_by_pulses(lengths: np.ndarray, # (E,) pulses of each event, > 0
-                    pulse_budget: int, # pulses a microbatch may hold; a longer event is one of its own
-                    multiple: int = 1 # their number is a multiple of this
+                    pulse_budget: int, # pulses a microbatch may hold; a longer event makes one alone
+                    multiple: int = 1 # the number of microbatches is a multiple of this
     ) -> list[np.ndarray]: # event numbers in order of length; empty ones where events are few
     "Sort by length and cut into microbatches of equal work, up to one event."
     order, longest = np.argsort(lengths, kind='stable'), int(lengths.max(initial=1))
@@ -73,7 +73,7 @@ class EventFile:
     "A packed file whose events are read to a device."
     def __init__(self, packed: PackedBatch, # an open file
                  tables: CodeTables, # of `pulses.code_tables`, on the device
-                 resident: bool|None = None, # keep codes on the device; None: if a quarter of it holds them
+                 resident: bool|None = None, # keep the codes on the device; None: if they fit
                  first_sensor: int = 0): # row of `tables.sensors` that is the file's sensor 0
         self.packed, self.tables, self.device = packed, tables, tables.time_ns.device
         self.first_sensor = first_sensor

@@ -77,8 +77,8 @@ def was_prepared(folder: Path) -> bool:
     return any('fingerprint' in read_note(note) for note in notes)
 
 # %% ../../nbs/01_preprocess.ipynb #dc040001
-def files_for_later(jobs: list[Job] # of all files
-    ) -> list[Job]: # those that are packed when training asks for them
+def files_for_later(jobs: list[Job] # the jobs of all files
+    ) -> list[Job]: # the jobs that can wait until training asks for their files
     "The training files that can be packed later: all but those for validation."
     _, validation = split_batches(job.batch_id for job in jobs if job.split == 'train')
     return [job for job in jobs if job.split == 'train' and job.batch_id not in validation]

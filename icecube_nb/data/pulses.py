@@ -53,7 +53,7 @@ class SensorPulses(NamedTuple):
     codes: Tensor # (P, 3) int16, of all pulses, sensor by sensor
     start: Tensor # (N,) int64, row of the first pulse of each token
     stop: Tensor  # (N,) int64, the row after its last one
-    most: int     # K, how many of them a token carries
+    most: int     # K, how many pulses a token carries
 
     def take(self, rows: Tensor) -> 'SensorPulses': # (M,) int64
         "The pulses of some of the tokens."
@@ -199,8 +199,8 @@ class FeatureSet(NamedTuple):
     "What one token of the network is, and which numbers it has."
     columns: tuple[str, ...]
     merged: bool = False  # one token for each sensor of an event; otherwise one for each pulse
-    auxiliary: int = 0    # auxiliary tokens an event keeps, those nearest to its light; 0 = all
-    # first pulses of its sensor that a merged token carries, in columns after the others
+    auxiliary: int = 0    # how many auxiliary tokens an event keeps, the nearest to its light; 0 = all
+    # how many pulses of its sensor a merged token carries, in columns after the others
     pulses: int = 0
 
 PUBLISHED = ('time', 'charge', 'auxiliary', 'x', 'y', 'z', 'qe', 'scatter', 'absorp')
@@ -210,7 +210,7 @@ FEATURE_SETS = {'published': FeatureSet(PUBLISHED), 'centred': FeatureSet(CENTRE
                 'merged': FeatureSet(MERGED, merged=True),
                 'nearby': FeatureSet(MERGED, merged=True, auxiliary=12),
                 'sensor_pulses': FeatureSet(MERGED, merged=True, auxiliary=12, pulses=8)}
-MOST_PULSES = 16 # of a sensor that its token can carry
+MOST_PULSES = 16 # the most pulses that a sensor's token can carry
 PULSE_COLUMNS = tuple(f'pulse{k + 1}_{what}' for k in range(MOST_PULSES)
                       for what in ('delay', 'charge', 'auxiliary'))
 

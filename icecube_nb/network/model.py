@@ -27,7 +27,7 @@ from .heads import Output, activation, heads_of, output_layers, run_heads
 from ..physics.detector import CENTRED_POSITION_UNIT_M, POSITION_UNIT_M, TIME_UNIT_NS
 
 # %% ../../nbs/02_model.ipynb #155b0539
-MIX_RATE = 10.0 # a learned mixture changes this many times as fast as its two numbers
+MIX_RATE = 10.0 # the two factors of `mix_input` are this many times the stored numbers
 
 class Block(nn.Module):
     "One encoder block: x + attention(norm(x)), then x + MLP(norm(x)). No biases."
@@ -53,7 +53,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, # (N, D)
                 attend: Callable, # query, key, value (N, H, D/H) to (N, H, D/H)
                 angles: tuple[Tensor, Tensor]|None = None, # cosine and sine of `rotary_angles`
-                first: Tensor|None = None # (N, D) what came from the input layer, for `mix_input`
+                first: Tensor|None = None # (N, D) output of the input layer, for `mix_input`
         ) -> Tensor: # (N, D)
         x = self.begin(x, first)
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))               # (N, 3, H, D/H)
@@ -278,7 +278,7 @@ class Model(nn.Module):
         ):
         super().__init__()
         c, self.backend = config, backend
-        self.compiled = False                    # True: run by torch.compile, where the backend can
+        self.compiled = False                    # True: run by torch.compile, if the backend allows it
         self.logit_bounds: list[Tensor]|None = None         # a list: each layer adds the bound of its scores
         if c.width % c.heads:
             raise ValueError(f'model.width {c.width} must be a multiple of model.heads {c.heads}')

@@ -39,7 +39,7 @@ FARTHEST_M = 1e5        # from the origin: a hundred times the radius of any neu
 
 def check_distances(
     geometry: pd.DataFrame, # columns x, y, z [m]
-    name: str, # what to call it in an error
+    name: str, # of the table, for an error
 ) -> None:
     "ValueError for a sensor that is farther from the origin than `FARTHEST_M`."
     places = geometry[['x', 'y', 'z']]
@@ -53,8 +53,8 @@ def check_distances(
 # %% ../../nbs/00b_detector.ipynb #70db2693
 def check_geometry(
     geometry: pd.DataFrame, # columns sensor_id, x, y, z [m], in any order; others are dropped
-    name: str = 'geometry', # what to call it in an error
-    anywhere: bool = False, # however far from the origin
+    name: str = 'geometry', # of the table, for an error
+    anywhere: bool = False, # accept sensors at any distance from the origin
 ) -> pd.DataFrame: # (S, 4) sorted by sensor_id, which is 0..S-1
     "Check a geometry and put its rows in order. Raises a ValueError that says what to mend."
     columns = ['sensor_id', 'x', 'y', 'z']
@@ -155,9 +155,9 @@ class Detector:
     folder: Path | str | None = None    # default: the package's own, physics/detectors/NAME
     turns: int = 1                      # turning the grid by 360 degrees / turns changes nothing ...
     turn_centre_m: tuple[float, float] = (0.0, 0.0)     # ... about the vertical through this point (x, y)
-    mirror_azimuth_rad: float | None = None             # of a line of strings that the grid is mirrored in
+    mirror_azimuth_rad: float | None = None             # direction of the line of strings that is the mirror
 
-    def file(self, name: str): # `pathlib.Path`, or what stands for it inside a zip file
+    def file(self, name: str): # `pathlib.Path`, or its like inside a zip file
         "A data file of the detector."
         own = files('icecube_nb.physics')/'detectors'/self.name
         return (own if self.folder is None else Path(self.folder))/name
@@ -239,11 +239,11 @@ def ice_table(
     return find_detector(name).ice().copy()
 
 # %% ../../nbs/00b_detector.ipynb #d88731b4
-ICE_LENGTHS_M = 1e-3, 1e6       # shortest and longest scattering or absorption length that is believed
+ICE_LENGTHS_M = 1e-3, 1e6       # shortest and longest scattering or absorption length that is accepted
 
 def check_ice(
     ice: pd.DataFrame | None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
-    name: str = 'ice', # what to call it in an error
+    name: str = 'ice', # of the table, for an error
 ) -> np.ndarray: # (R, 3) depth, scattering length, absorption length [m], depth increasing
     "Check an ice table and put its rows in order of depth. Raises a ValueError that says what to mend."
     ice = ice_table() if ice is None else ice
@@ -265,11 +265,11 @@ def check_ice(
     return rows
 
 # %% ../../nbs/00b_detector.ipynb #7d11f449
-ICE_FILE = 'ice_transparency.txt'   # of a data folder; without it, the ice is IceCube's
+ICE_FILE = 'ice_transparency.txt'   # in a data folder; a folder without it has IceCube's ice
 
 def read_ice(
-    path, # a text file of numbers, parted by blanks, below a line with the names of the columns
-    text: str | None = None, # what stands in it, if that is known
+    path, # a text file: a line with the names of the columns, then numbers separated by blanks
+    text: str | None = None, # its content, if it was read already
 ) -> pd.DataFrame: # columns depth, scattering_len, absorption_len [m], depth increasing
     "Read and check the ice table of a detector."
     columns = ['depth', 'scattering_len', 'absorption_len']
@@ -306,7 +306,7 @@ def ice_of_text(
 # %% ../../nbs/00b_detector.ipynb #8c1afd23
 def describe_ice(
     text: str, # of `ice_text`
-) -> str: # half a line
+) -> str: # less than a line
     "A short description of the ice."
     if not text:
         return "IceCube's own ice"

@@ -47,9 +47,9 @@ class Batch(NamedTuple):
 # %% ../../nbs/00_eda.ipynb #5514bf3a
 def with_truth(
     meta: pd.DataFrame, # rows of a meta file
-    folder: Path, # that it was read from
+    folder: Path, # the folder of that file
     split: str, # `train` or `test`
-) -> pd.DataFrame: # as it is, or with azimuth and zenith from the simulated set's truth
+) -> pd.DataFrame: # the same rows, with azimuth and zenith where they are known
     "Add the true directions to rows of a meta file, where they are known."
     truth = folder/f'{split}_truth.parquet'
     if 'azimuth' in meta or not truth.is_file():
@@ -76,8 +76,8 @@ def first_batch(
 # %% ../../nbs/00_eda.ipynb #fc24b2c7
 def check_columns(
     table: pd.DataFrame,
-    columns: list[str], # what it must have
-    name: str, # what to call it in the error
+    columns: list[str], # names that the table must have
+    name: str, # of the table, for the error
 ) -> None:
     "Raise a ValueError that names the columns a table lacks."
     missing = [column for column in columns if column not in table]
@@ -196,7 +196,7 @@ EVENT_COLUMNS = ['time_us', 'charge_pe', 'auxiliary', 'x', 'y', 'z']
 
 def not_auxiliary(
     event: pd.DataFrame, # as from `event_table`
-) -> pd.DataFrame: # the pulses that are not auxiliary; all, where there is none
+) -> pd.DataFrame: # the pulses that are not auxiliary, or all if every one is
     "The part of an event that is most likely light of the neutrino."
     check_columns(event, EVENT_COLUMNS, 'event')
     if len(event) == 0:
@@ -237,7 +237,7 @@ def neutrino_path(
 # %% ../../nbs/00_eda.ipynb #ed48595e
 def event_display(
     event: pd.DataFrame, # as from `event_table`
-    geometry: pd.DataFrame, # columns x, y, z [m] of all sensors, drawn as dust
+    geometry: pd.DataFrame, # columns x, y, z [m] of all sensors, drawn as grey dots
     azimuth_rad: float | None = None, # true direction, drawn as an arrow along the flight
     zenith_rad: float | None = None,
     ax: Axes | None = None, # of projection '3d'; made here if not given
@@ -294,7 +294,7 @@ def show_event(
 ) -> Figure: # two panels
     "Draw an event in space and its height against time, with the true direction where it is known."
     fig = plt.figure(figsize=(11, 4.6), dpi=80, layout='constrained')
-    grid = fig.add_gridspec(1, 2, width_ratios=[1.2, 1])
+    grid = fig.add_gridspec(1, 2, width_ratios=[1.2, 1], wspace=0.12)
     left = fig.add_subplot(grid[0], projection='3d')
     event_display(found.pulses, geometry, found.azimuth_rad, found.zenith_rad, left)
     right = depth_time(found.pulses, found.zenith_rad, fig.add_subplot(grid[1]))
@@ -347,7 +347,7 @@ def pulse_summary(
 # %% ../../nbs/00_eda.ipynb #90ee1442
 def sensor_rates(
     pulses: pd.DataFrame, # columns event_id, sensor_id, auxiliary
-    events: int, # that they belong to
+    events: int, # number of events that the pulses belong to
     geometry: pd.DataFrame, # (S, 4) columns sensor_id (0..S-1 in order), x, y, z [m]
 ) -> pd.DataFrame: # (S, 3) columns depth_m; rate: share of the events that it sees; high_efficiency
     "How often each sensor has a pulse that is not auxiliary, and how deep it hangs."
