@@ -29,7 +29,8 @@ nav a { display: block; padding: .1rem 0; color: #245; text-decoration: none; }
 nav a.here { font-weight: bold; }
 main { max-width: 61rem; padding: 1rem 2.5rem; min-width: 0; }
 pre { overflow-x: auto; font-size: .82rem; line-height: 1.4; padding: .5rem .7rem; background: #f7f7f7; }
-table { border-collapse: collapse; font-size: .83rem; display: block; overflow-x: auto; }
+table { border-collapse: collapse; font-size: .83rem; display: block; width: fit-content;
+        max-width: 100%; overflow-x: auto; }
 td, th { padding: .2rem .35rem; border-bottom: 1px solid #ddd; }
 td[style*="right"] { white-space: nowrap; } .output_stream pre { white-space: pre-wrap; }
 img { max-width: 100%; } blockquote { color: #555; font-size: 1.1rem; margin-left: 0; }

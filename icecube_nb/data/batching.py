@@ -159,7 +159,7 @@ class Events(NamedTuple):
     number: np.ndarray  # (E,) int64, the event's number in its file
     counts: np.ndarray  # (E, 2) int64 of `count_events`
     key: np.ndarray     # (E,) int64, chooses the subset of a long event, together with its label
-    label: np.ndarray   # (E,) int64, the event's number in training, its event_id where it is answered
+    label: np.ndarray   # (E,) int64, the event's number in training, its event_id in inference
 
     def take(self, rows: np.ndarray) -> 'Events':
         "Some of the events."
