@@ -73,6 +73,7 @@ def what_to_expect(run: str|Path, # that has trained for a while
     lines = [f'{speed:,.0f} events/s so far; with sessions of {hours:g} hours:']
     for n in counts:
         events = speed*60*counted*n
-        lines.append(f'{n:3} sessions: {events/step_events:12,.0f} steps, {events/1e6:8,.1f} million events, '
+        label = f'{n:3} session' + ('s:' if n != 1 else ':')
+        lines.append(f'{label:13} {events/step_events:12,.0f} steps, {events/1e6:8,.1f} million events, '
                      f'{events/COMPETITION_EVENTS:6.2f} passes over all events of the competition')
     return '\n'.join(lines)
