@@ -11,6 +11,7 @@ __all__ = ['SHARES', 'vmf_radius', 'vmf_kappa', 'Calibration', 'rising', 'calibr
 # %% ../../nbs/05a_uncertainty.ipynb #b895d714
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -160,7 +161,7 @@ def uncertainty_figure(errors: np.ndarray, # (B,) rad
         right.plot(100*kept, risk_coverage(errors, predicted, kept)['median'], label=name)
     right.set(xlabel='events kept, the surest first [%]', ylabel='median angular error [rad]', ylim=(0, None))
     for ax, title in zip((left, right), titles):
-        ax.set_title(title, fontsize=11)
+        ax.set_title(fill(title, 45), fontsize=11)
     left.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=9)
     right.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     return fig
