@@ -99,7 +99,6 @@ class Convert:
         train, test = made.rows.get('train_meta', 0), made.rows.get('test_meta', 0)
         print(f'{train:,} training and {test:,} test events with {made.pulses:,} pulses are in {made.folder}')
 
-
 # %% ../nbs/appendix/commands.ipynb #dc050002
 def parse_batches(texts: Sequence[str]|None # like '7' or '1-550'; None: all
     ) -> list[int]|None: # ascending
@@ -109,7 +108,8 @@ def parse_batches(texts: Sequence[str]|None # like '7' or '1-550'; None: all
     found = set()
     for text in texts or ['']:
         first, _, last = str(text).partition('-')
-        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        if not (first.isdecimal() and (last or first).isdecimal()
+                and 0 <= int(last or first) - int(first) < 1_000_000):    # a longer range fills the memory
             raise ValueError(f'--batches takes batch ids and ranges such as 7 or 1-550, not {text!r}')
         found |= set(range(int(first), int(last or first) + 1))
     return sorted(found)
@@ -298,7 +298,7 @@ def refuse_options(command: object, # a dataclass
     "Raise ValueError if one of these options has another value than its default."
     for option in fields(command):
         if option.name in names and getattr(command, option.name) != option.default:
-            raise ValueError(f'{what} has no use for --{option.name.replace("_", "-")}; leave it out')
+            raise ValueError(f'--{option.name.replace("_", "-")} does not apply to {what}; leave it out')
 
 # %% ../nbs/appendix/commands.ipynb #c5c43201
 def print_prediction(done) -> None: # a inference.predict.Prediction

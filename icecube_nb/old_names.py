@@ -200,7 +200,7 @@ class OldModuleFinder:
 
     def get_code(self, name: str) -> CodeType:
         if name != f'{PACKAGE}.train':
-            raise ImportError(f'{name} is no program; the commands are: python -m {PACKAGE} --help')
+            raise ImportError(f'{name} cannot be run; the commands are: python -m {PACKAGE} --help')
         source = f'import sys\nfrom {__name__} import run_training\n'
         return compile(source + 'if __name__ == "__main__":\n    sys.exit(run_training())\n', name, 'exec')
 

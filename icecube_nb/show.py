@@ -71,7 +71,7 @@ def network_arrow(
     azimuth, zenith, kappa = (float(answers[name][0]) for name in columns)
     if not np.isfinite([azimuth, zenith]).all():
         raise ValueError(f'{run} has no finite answer to event {found.event_id}: the event has no '
-                         'pulses, or bad ones, or the run is no good')
+                         'usable pulses, or the run is damaged; try another event, or another run')
     cone = float(vmf_radius(kappa, share)) if head.loss.name == 'vector_loss' else None
     return Arrow(f'network ({predictor.config.name})', azimuth, zenith, NETWORK_COLOUR, cone)
 

@@ -32,8 +32,8 @@ def expand(path: str|Path) -> Path:
     except UnicodeEncodeError:
         name = os.fsencode(path)
         with suppress(UnicodeDecodeError):
-            raise ValueError(f'the locale has no letters for {name.decode()!a}; set LC_ALL=C.UTF-8') from None
-        raise ValueError(f'the name {name!r} is no UTF-8; rename it') from None
+            raise ValueError(f'the locale cannot express the name {name.decode()!a}; set LC_ALL=C.UTF-8') from None
+        raise ValueError(f'the name {name!r} is not valid UTF-8; rename it') from None
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -190,8 +190,8 @@ def check_content(output: OutputFile) -> None:
     with writing(output.path):
         own = RECOGNISED[output.suffix](target, output.command)
     if not own:
-        raise FileExistsError(f'{output.path} exists, and `icecube-nb {output.command}` did not write it as '
-                              'it is now; choose another name, or remove it')
+        raise FileExistsError(f'{output.path} exists, and `icecube-nb {output.command}` did not write it, or it '
+                              'has changed since; choose another name, or remove it')
 
 def parquet_bytes(table, command: str) -> memoryview: # a pandas DataFrame
     "A table as the bytes of a parquet file that names the command."

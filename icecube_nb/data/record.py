@@ -125,9 +125,8 @@ def check_same_events(run: Path, # a run that goes on
                          '--batches and --more-data, or begin a new run with --start-from')
     changed = [name for name in before if before[name] and now[name] and before[name] != now[name]]
     if changed:
-        raise ValueError(f'batch {changed[0]} is another than when {run} began (its events, angles or '
-                         'pulses have '
-                         'changed); restore it, or begin a new run with --start-from')
+        raise ValueError(f'batch {changed[0]} has changed since {run} began (its events, angles or pulses); '
+                         'restore it, or begin a new run with --start-from')
 
 # %% ../../nbs/appendix/data_record.ipynb #da7a0018
 ALIKE = 0.1, 0.9                   # quantiles of the learned events that the median event must lie between

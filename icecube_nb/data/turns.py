@@ -37,9 +37,9 @@ def symmetric_detector(sensors: np.ndarray, # (S, 6) of `detector.sensor_feature
     detector = recognise_detector(places.assign(sensor_id=np.arange(len(places))))
     name = 'these sensors' if detector is None else f'detector {detector.name}'
     if turns and (detector is None or detector.turns < 2):
-        raise ValueError(f'{name}: no turn is known after which they look the same; leave out turns')
+        raise ValueError(f'{name}: no rotation is known that leaves the grid unchanged; leave out turns')
     if mirrors and (detector is None or detector.mirror_azimuth_rad is None):
-        raise ValueError(f'{name}: no mirror is known in which they look the same; set data.mirrors=false')
+        raise ValueError(f'{name}: no mirror is known that leaves the grid unchanged; set data.mirrors=false')
     return detector
 
 # %% ../../nbs/appendix/turns.ipynb #c5c41007

@@ -127,7 +127,7 @@ def open_dump(folder: str|Path, # of `predict --dump`
     folder = Path(folder)
     there = {int(p.stem.removeprefix('answers_')): p for p in folder.glob('answers_*.arrow')}
     if not there:
-        raise FileNotFoundError(f'{folder} holds no dump; make one with `predict --dump {folder}`')
+        raise FileNotFoundError(f'{folder} is not a dump; make one with `predict --dump {folder}`')
     for b in batches or []:
         if b not in there:
             raise FileNotFoundError(f'{folder} has no batch {b}, only {sorted(there)}; add it with '
@@ -171,7 +171,7 @@ def usable_rows(dump: Dump) -> np.ndarray: # (r,) row numbers
     "Rows that were answered and whose truth is known. Raises ValueError if there are none."
     rows = np.flatnonzero(dump.column('answered') & np.isfinite(dump.column('true_zenith')))
     if not len(rows):
-        raise ValueError(f'{dump.files[0].parent} knows no true directions; dump training batches: '
+        raise ValueError(f'{dump.files[0].parent} has no true directions; dump training batches: '
                          '`predict --dump FOLDER --batches ...`')
     return rows
 
@@ -195,7 +195,7 @@ def network_of(dump: Dump) -> int: # 60 bits of a hash of weights and settings
         raise ValueError(f'{" and ".join(map(str, found.values()))} come from different networks; dump each '
                          'network into its own folder')
     if not found:
-        raise ValueError(f'{dump.files[0].parent} holds no answers of the run itself; dump more batches')
+        raise ValueError(f'{dump.files[0].parent} has only answers of the run for long events; dump more batches')
     return next(iter(found))
 
 def options_of_dump(dump: Dump) -> str:

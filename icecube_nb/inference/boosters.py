@@ -36,7 +36,7 @@ def check_tree(lines: dict[str, str], # name to text
     "The numbers of a tree. Raises ValueError or KeyError if it is not a sound regression tree."
     leaves = int(lines['num_leaves'])
     if not 1 <= leaves <= MOST_LEAVES or any(lines[name] != value for name, value in FIXED.items()):
-        raise ValueError('it is no tree of constants')
+        raise ValueError('its leaves must be constants')
     nodes = {name: read_numbers(lines, name, leaves - 1) for name in OF_NODES}
     of_leaves = [read_numbers(lines, name, leaves if leaves > 1 or lines[name] else 0) for name in OF_LEAVES]
     float(lines['shrinkage'])
@@ -48,7 +48,7 @@ def check_tree(lines: dict[str, str], # name to text
     later = children > np.tile(np.arange(leaves - 1), 2)
     if leaves > 1 and not ((later | (children < 0)).all()
                            and np.array_equal(np.sort(children), np.r_[-leaves:0, 1:leaves - 1])):
-        raise ValueError('its children are no tree')
+        raise ValueError('its children do not form a tree')
     return nodes, of_leaves[0]
 
 # %% ../../nbs/appendix/boosters.ipynb #b0057011
@@ -103,11 +103,11 @@ def read_forest(text: str, # of LightGBM, perhaps changed by somebody
         head = dict(line.split('=', 1) for line in text.partition('\nTree=')[0].splitlines() if '=' in line)
         columns = int(head['max_feature_idx']) + 1
         if not 1 <= columns <= MOST_FEATURES or head['objective'] != 'regression':
-            raise ValueError('it is no regression')
+            raise ValueError('it must be a regression')
         trees = list(booster_trees(text, columns))
     except (ValueError, KeyError) as e:
-        raise ValueError(f'{path} holds no sound boosters ({e}); copy it, or run `icecube-nb ensemble` '
-                         'again') from None
+        raise ValueError(f'{path} does not hold valid boosters ({e}); copy it, or run `icecube-nb '
+                         'ensemble` again') from None
     splits = max(len(tree['feature']) for tree in trees)
     def table(name, width, empty, kind):
         out = np.full((len(trees), width), empty, kind)
@@ -271,7 +271,7 @@ def forest_answers(forests: list[Forest], # G of them, for the same features
     ) -> np.ndarray: # (B, G)
     "What each forest answers: as LightGBM, except that the trees are added up in another order."
     if any(forest.columns != features.shape[1] for forest in forests):
-        raise ValueError(f'the boosters look at {forests[0].columns} features, here are {features.shape[1]}')
+        raise ValueError(f'the boosters take {forests[0].columns} features, not {features.shape[1]}')
     questions, numbers = asked_questions(tuple(forests))
     out = np.empty((len(features), len(forests)))
     for start in range(0, len(features), BLOCK):

@@ -9,6 +9,7 @@ __all__ = ['PULSE_SLICES', 'ANGLE_RANGES', 'line_fit_velocity', 'line_fit', 'mea
            'Score', 'score_submission', 'binned_mean', 'error_figure']
 
 # %% ../../nbs/03a_evaluate.ipynb #41fb0bf1
+import warnings
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -298,10 +299,12 @@ def _read_table(path, batches=None) -> pd.DataFrame: # the file's columns, an in
         raise FileNotFoundError(f'{path}: no such file; give one that exists')
     try:
         if path.suffix == '.csv':
-            table = pd.read_csv(path, index_col=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter('error', pd.errors.ParserWarning)      # values that have no column
+                table = pd.read_csv(path, index_col=False)
         else:
             table = read_frame(path, filters=[('batch_id', 'in', list(batches))] if batches else None)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise ValueError(f'{path}: not a readable {path.suffix[1:]} file, perhaps cut short '
                          f'({reason_of(error)}); write it again') from error
     return rows_of_batches(table, batches, path) if batches else table

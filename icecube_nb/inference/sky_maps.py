@@ -153,11 +153,11 @@ def write_sky_map(path: str|Path, # the .fits file to write
     head = head or (heads or ['?'])[0]
     if head not in heads:
         raise ValueError(f'{run} has no map of head {head!r}, only of {", ".join(heads) or "none"}; '
-                         'name one of these by --head')
+                         'name one of these with --head')
     prepared, files, _ = checked_files(Path(data), None, [run], other_detector, [predictor])
     packed = next((p for p in map(load_packed, files.values()) if event_id in p.event_id), None)
     if packed is None:
-        raise ValueError(f'{data} has no test event {event_id}; test_meta.parquet lists those there are')
+        raise ValueError(f'{data} has no test event {event_id}; choose one that test_meta.parquet lists')
     rows = np.flatnonzero(packed.event_id == event_id)
     sensors = sensors_of_run(prepared, predictor.config.data)
     sky = answer_map(answer_events(predictor, packed, rows, sensors, dump=True), predictor, head, nside)

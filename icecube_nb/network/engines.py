@@ -225,7 +225,7 @@ def read_about(path: str|Path) -> dict: # made_of, features, turn, columns, outp
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise ValueError(f'{path} says nothing sound of itself; export it again')
+        raise ValueError(f'{path} does not describe itself as it should; export it again')
     return about
 
 # %% ../../nbs/appendix/engines.ipynb #b3033279

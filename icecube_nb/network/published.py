@@ -78,7 +78,7 @@ def read_published(path: Path # a Lightning `.ckpt`
         neck = weights['azimuth_head.weight'].shape[1] if width in heads else 0
         layers = 1 + max((int(k.split('.')[1]) for k in weights if k.startswith('blocks.')), default=-1)
     except Exception as e:
-        raise ValueError(f'{path} is no published checkpoint ({reason_of(e)}); it must hold a state_dict, '
+        raise ValueError(f'{path} is not a published checkpoint ({reason_of(e)}); it must hold a state_dict '
                          'and nothing that needs code to load') from None
     if width not in heads:
         raise ValueError(f'{path} is {width} wide; the published networks are 64 or 512 wide')

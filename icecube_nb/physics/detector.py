@@ -64,7 +64,8 @@ def check_geometry(
     if len(geometry) == 0:
         raise ValueError(f'{name} has no rows: give at least one sensor')
     if len(geometry) > MAX_SENSORS:
-        raise ValueError(f'{name} has {len(geometry)} sensors, but {MAX_SENSORS} is the most: leave some out')
+        raise ValueError(f'{name} has {len(geometry):,} sensors, but at most {MAX_SENSORS:,} are supported: '
+                         'leave some out')
     numbers = geometry[columns].apply(pd.to_numeric, errors='coerce').astype(float).reset_index(drop=True)
     bad = ~np.isfinite(numbers.to_numpy()).all(1)                                               # (S,)
     if bad.any():
@@ -75,7 +76,7 @@ def check_geometry(
     wrong = numbers.sensor_id.to_numpy() != np.arange(len(numbers))                             # (S,)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise ValueError(f'{name}: sensor_id {numbers.sensor_id[row]:g} stands where {row} is due: '
+        raise ValueError(f'{name} has sensor_id {numbers.sensor_id[row]:g} where {row} is expected: '
                          f'number the sensors 0 to {len(numbers) - 1}, each once')
     if not anywhere:
         check_distances(numbers, name)
@@ -277,7 +278,7 @@ def read_ice(
         raise FileNotFoundError(f'{path}: no such file; give a text file with the columns '
                                 f'{", ".join(columns)}')
     try:
-        table = pd.read_csv(path if text is None else io.StringIO(text), sep=r'\s+')
+        table = pd.read_csv(path if text is None else io.StringIO(text), sep=r'\s+', comment='#')
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not a readable table ({reason_of(error)}): it needs a '
                          f'line `{" ".join(columns)}`, and numbers below') from None

@@ -83,7 +83,7 @@ def check_files(folder: Path # a checkpoint folder
         raise ValueError(f'{path} is broken; copy it again or use an earlier step')
     for name in sorted(sums):
         if (folder/name).is_file() and file_checksum(folder/name) != sums[name]:
-            raise ValueError(f'{folder/name} is not as it was written; copy it again or use an earlier step '
+            raise ValueError(f'{folder/name} has changed since it was written; copy it again or use an earlier step '
                              '(remove the broken one)')
 
 # %% ../../nbs/appendix/checkpoints.ipynb #cb8a8ee6
@@ -129,7 +129,7 @@ def check_finite(weights: dict[str, np.ndarray], path: Path # name to array; whe
     "Raise ValueError for weights with NaN or infinity, with which a network cannot answer."
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise ValueError(f'{path} has NaN or infinity in {name}, so it answers nothing; use an '
+            raise ValueError(f'{path} has NaN or infinity in {name}, so it cannot answer; use an '
                              'earlier step, or train again with a smaller train.max_lr')
 
 def read_angle_bins(path: Path, config: Config # of the same checkpoint
@@ -142,7 +142,7 @@ def read_angle_bins(path: Path, config: Config # of the same checkpoint
     except (ValueError, AttributeError, TypeError):
         sound = False
     if not sound:
-        raise ValueError(f'{path} holds no angle bins; copy it again')
+        raise ValueError(f'{path} does not hold angle bins; copy it again')
     for angle in ('azimuth', 'zenith'):
         wanted, found = getattr(config.model, f'{angle}_bins'), bins.get(f'{angle}_centres')
         if found is not None and len(found) != wanted:
@@ -162,8 +162,7 @@ def read_checkpoint(folder: Path # of a checkpoint
     "Read a checkpoint. Raises a ValueError that names the missing or broken file and the mend."
     for name in ('config.json', 'angle_bins.json'):
         if not (folder/name).is_file():
-            raise ValueError(f'{folder} has no {name}, or one that is not a file; copy the whole checkpoint '
-                             'folder')
+            raise ValueError(f'{folder/name} is missing or not a file; copy the whole checkpoint folder')
     check_files(folder)
     config = read_config(folder)
     try:

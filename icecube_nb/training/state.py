@@ -314,8 +314,8 @@ def resume_state(run: Path, # run folder
     try:
         load_optimiser(state.optimiser, saved['optimiser'])
     except (KeyError, ValueError, TypeError, AttributeError) as e:
-        raise ValueError(f'{folder/"state.pt"} is of an optimiser that this version shares out otherwise '
-                         f'({e}); choose another run folder, and continue with --start-from') from None
+        raise ValueError(f'{folder/"state.pt"} groups the weights in another way than this version ({e}); '
+                         f'train in a new run folder with --start-from {run}') from None
     for k, v in saved['counters'].items():
         setattr(state, k, v)
     state.counts = tuple(torch.tensor(n, device=state.device) for n in (state.skipped, state.bad))
