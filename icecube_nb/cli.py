@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'TABLES_MB', 'NETWORK_MB', 'WITHOUT_TORCH', 'ARROW_MB', 'STOPPED', 'CLOSED_PIPE', 'LONGEST_LINE',
            'TRACEBACK', 'check_given_once', 'parse', 'expand_paths', 'check_memory', 'NamedOutput', 'run_command',
-           'print_anyhow', 'open_streams', 'check_working_folder', 'main']
+           'print_anyhow', 'open_streams', 'describe_error', 'check_working_folder', 'main']
 
 # %% ../nbs/appendix/command_line.ipynb #3a3d070c
 import codecs
@@ -133,6 +133,8 @@ def run_command(argv: Sequence[str], report: Callable[[object], None]) -> int: #
         sys.stdout.flush()       # the help text; BrokenPipeError if its reader has gone
     expand_paths(command)
     check_memory(command)
+    if sys.flags.optimize > 1:                                 # there are no docstrings, which this module reads
+        sys.modules.setdefault('lightgbm.dask', None)          # when it is imported; LightGBM does without it
     with warnings.catch_warnings():
         warnings.showwarning = warn
         status = command()
@@ -161,6 +163,13 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):                     # not in a notebook
             stream.reconfigure(errors='print_anyhow')
+
+# %% ../nbs/appendix/command_line.ipynb #5e1a7f05
+def describe_error(error: Exception) -> Exception|str:
+    "What to say of an error; one of the operating system begins with the name of the file."
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f'{error.filename} cannot be used ({error.strerror}); check its permissions, or name another'
+    return error
 
 # %% ../nbs/appendix/command_line.ipynb #37ba0823
 def check_working_folder() -> None:
@@ -191,7 +200,7 @@ def main(arguments: Sequence[str]|None = None # None: those of the process
         print_line('stopped; the same command resumes', sys.stderr)
         return STOPPED
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        report(error)
+        report(describe_error(error))
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
