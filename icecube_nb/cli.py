@@ -133,8 +133,8 @@ def run_command(argv: Sequence[str], report: Callable[[object], None]) -> int: #
         sys.stdout.flush()       # the help text; BrokenPipeError if its reader has gone
     expand_paths(command)
     check_memory(command)
-    if sys.flags.optimize > 1:                                 # there are no docstrings, which this module reads
-        sys.modules.setdefault('lightgbm.dask', None)          # when it is imported; LightGBM does without it
+    if sys.flags.optimize > 1:                             # no docstrings, which this module needs; LightGBM
+        sys.modules.setdefault('lightgbm.dask', None)      # works without it
     with warnings.catch_warnings():
         warnings.showwarning = warn
         status = command()
