@@ -483,7 +483,7 @@ def table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
         if row.method != reference:
             known = not math.isnan(row.difference_error)
             error = f'± {row.difference_error:.3f}' if known else '(one seed)'
-            text = f'{row.difference:+.3f} {error}'
+            text = f'{round(row.difference, 3) + 0.0:+.3f} {error}'
         line[column_name(row.world, row.tested)] = text
     pairs = [column_name(world, tested) for world in WORLDS for tested in WORLDS]
     shown = pd.DataFrame(out.values()).astype({'runs': str}).fillna('-')

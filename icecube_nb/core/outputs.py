@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MARKER', 'MADE_BY', 'RECOGNISED', 'COMPETITION_FILES', 'expand', 'record_paths', 'record_csv', 'is_recorded',
            'is_own_parquet', 'generator_tag', 'is_own_page', 'fits_creator', 'is_own_fits', 'refuse_inputs',
-           'check_parent', 'file_type', 'OutputFile', 'check_content', 'parquet_bytes', 'check_file', 'mark_folder',
-           'is_marked', 'check_folder', 'refuse_others', 'working_folder']
+           'check_parent', 'file_type', 'OutputFile', 'check_content', 'parquet_bytes', 'check_file', 'names_in',
+           'mark_folder', 'is_marked', 'check_folder', 'refuse_others', 'working_folder']
 
 # %% ../../nbs/appendix/outputs.ipynb #4c11453e
 import errno
@@ -32,7 +32,9 @@ def expand(path: str|Path) -> Path:
     except UnicodeEncodeError:
         name = os.fsencode(path)
         with suppress(UnicodeDecodeError):
-            raise ValueError(f'the locale cannot express the name {name.decode()!a}; set LC_ALL=C.UTF-8') from None
+            raise ValueError(
+                f'the locale cannot express the name {name.decode()!a}; set LC_ALL=C.UTF-8'
+            ) from None
         raise ValueError(f'the name {name!r} is not valid UTF-8; rename it') from None
     try:
         return Path(path).expanduser()
@@ -190,8 +192,10 @@ def check_content(output: OutputFile) -> None:
     with writing(output.path):
         own = RECOGNISED[output.suffix](target, output.command)
     if not own:
-        raise FileExistsError(f'{output.path} exists, and `icecube-nb {output.command}` did not write it, or it '
-                              'has changed since; choose another name, or remove it')
+        raise FileExistsError(
+            f'{output.path} exists, and `icecube-nb {output.command}` did not write it, or it '
+            'has changed since; choose another name, or remove it'
+        )
 
 def parquet_bytes(table, command: str) -> memoryview: # a pandas DataFrame
     "A table as the bytes of a parquet file that names the command."
@@ -228,11 +232,15 @@ def check_file(path: str|Path, # to be written
     return output
 
 # %% ../../nbs/appendix/outputs.ipynb #de597e6b
+def names_in(folder: Path) -> list[str]:
+    "What a folder holds, sorted. A temporary file that a killed process left there does not count."
+    return sorted(p.name for p in folder.iterdir() if not TEMPORARY.fullmatch(p.name))
+
 def mark_folder(folder: Path, kind: str) -> Path: # the folder
     "Make a folder and note in it what it is, unless it holds something already."
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if names_in(folder):
             return folder
     with written_whole(folder/MARKER) as part:
         part.write_text(json.dumps({'made_by': 'icecube-nb', 'kind': kind}) + '\n')
@@ -261,7 +269,7 @@ def check_folder(path: str|Path, # to be filled
         check_parent(target)
         return target
     with writing(path):
-        names = sorted(p.name for p in target.iterdir() if not TEMPORARY.fullmatch(p.name))
+        names = names_in(target)
     if names and not is_marked(target, kind) and not (recognise and recognise(target)):
         raise FileExistsError(f'{path} holds something else than a {kind} (such as {names[0]}); choose '
                               'another folder')

@@ -311,7 +311,8 @@ def file_checksum(path: Path, algorithm: str = 'blake2b' # or `sha256`
 # %% ../../nbs/appendix/storage.ipynb #d7190884
 VERSION = '1'                      # of the fingerprints; a change makes every cache be built again
 
-def fingerprint(*parts: object # bytes, texts or arrays that the result depends on; a Path stands for that file
+# bytes, texts or arrays that the result depends on; a Path stands for that file
+def fingerprint(*parts: object
     ) -> str: # 32 hexadecimal digits
     "Hash of `parts` and of the format's version."
     digest = hashlib.blake2b(VERSION.encode(), digest_size=16)

@@ -248,9 +248,14 @@ def write_packed(path: Path, # the file to be made
     content = checksum({}, [*list(events.values())[:4], offsets, pulses])    # as in files of older versions
     per_string = string_sensors(pulses[:, 0])
     rows = compress_events(events, offsets, pulses, per_string)
-    counts, columns = zip(*rows) if rows else ((), ())
+    counts, columns = [count for count, _ in rows], [column for _, column in rows]
+    del rows
     ends = np.cumsum([0, *map(len, columns)])
-    joined = np.concatenate(columns) if rows else np.zeros(0, np.uint8)
+    joined = np.empty(ends[-1], np.uint8)
+    for end in ends[:0:-1]:                                 # each column leaves memory once it is copied
+        column = columns.pop()
+        joined[end - len(column):end] = column
+        del column
     table = {'count': pa.array(counts, pa.int64()),
              'bytes': pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(joined))}
     header = {'icecube_nb': VERSION, 'content': content, 'per_string': str(per_string)}

@@ -92,7 +92,8 @@ def compress(values: np.ndarray, # (N,)
     ) -> np.ndarray: # (n,) uint8
     "Compress numbers."
     planes = values if values.itemsize == 1 else split_bytes(values)
-    return np.frombuffer(codec.compress(planes, asbytes=True), np.uint8)
+    # a copy, because what the codec returns holds on to the memory that the worst case needs
+    return np.frombuffer(codec.compress(planes, asbytes=True), np.uint8).copy()
 
 def decompress(data: np.ndarray, # (n,) uint8 of `compress`
                dtype: type|np.dtype, count: int # N

@@ -195,7 +195,9 @@ def network_of(dump: Dump) -> int: # 60 bits of a hash of weights and settings
         raise ValueError(f'{" and ".join(map(str, found.values()))} come from different networks; dump each '
                          'network into its own folder')
     if not found:
-        raise ValueError(f'{dump.files[0].parent} has only answers of the run for long events; dump more batches')
+        raise ValueError(
+            f'{dump.files[0].parent} has only answers of the run for long events; dump more batches'
+        )
     return next(iter(found))
 
 def options_of_dump(dump: Dump) -> str:

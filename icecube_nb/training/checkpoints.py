@@ -83,8 +83,10 @@ def check_files(folder: Path # a checkpoint folder
         raise ValueError(f'{path} is broken; copy it again or use an earlier step')
     for name in sorted(sums):
         if (folder/name).is_file() and file_checksum(folder/name) != sums[name]:
-            raise ValueError(f'{folder/name} has changed since it was written; copy it again or use an earlier step '
-                             '(remove the broken one)')
+            raise ValueError(
+                f'{folder/name} has changed since it was written; copy it again or use an earlier step '
+                '(remove the broken one)'
+            )
 
 # %% ../../nbs/appendix/checkpoints.ipynb #cb8a8ee6
 def save_checkpoint(folder: str|Path, # where the checkpoint will stand; must not exist yet
