@@ -64,6 +64,8 @@ def network_arrow(
     batch_files = {'train': prepared.train, 'test': prepared.test}[found.split]
     packed = load_packed(batch_files[found.batch_id])
     rows = np.flatnonzero(packed.event_id == found.event_id)
+    if not len(rows):
+        raise ValueError(f'{packed.path} does not hold event {found.event_id}; remove it and try again')
     answers = answer_events(predictor, packed, rows, sensors_of_run(prepared, predictor.config.data))
     heads = heads_of(predictor.config.model)
     head = next((h for h in heads if h.loss.name == 'vector_loss'), heads[0]) # that one's confidence is kappa

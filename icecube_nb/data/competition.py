@@ -244,8 +244,10 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
     made_from, note = fingerprint(meta_path), out/f'{split}.json'
     old = read_note(note)
     if old.get('fingerprint') == made_from and is_unchanged(meta_path, old):
-        files = {b: out/f'{split}_batch_{b}.parquet' for b in old.get('batches', [])}
-        if files and all(f.is_file() for f in files.values()):
+        listed = old.get('batches')
+        listed = listed if isinstance(listed, list) else []                 # a note that was changed
+        files = {b: out/f'{split}_batch_{b}.parquet' for b in listed if type(b) is int}
+        if files and len(files) == len(listed) and all(f.is_file() for f in files.values()):
             rewrite_note(note, old, meta_path)
             return files
     noted = source_note(meta_path)
