@@ -481,14 +481,8 @@ def main() -> int:
     if given.seed is None:
         given.seed = pick_seed(work, 'attempts', given.out)
     base = work/'base'
-    if not (base/'event').is_file():
-        shutil.rmtree(base, ignore_errors=True)
-        child = os.fork()
-        if not child:
-            make_base(base)
-            os._exit(0)
-        if os.waitpid(child, 0)[1]:
-            return 1
+    if not base_is_made(base):
+        return 1
     warm_up()
     record = work/f'attempts-{given.seed}.jsonl'
     known = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
@@ -515,6 +509,18 @@ def main() -> int:
         keep_round(given.out, figures)
     print(json.dumps(figures['outcomes']), f'{figures["wrong"]} wrong')
     return int(figures['wrong'] > 0)
+
+
+def base_is_made(base: Path) -> bool:
+    "Make the example that everything is tried on, in a process of its own, unless it is there. Whether it is."
+    if (base/'event').is_file():                            # written last
+        return True
+    shutil.rmtree(base, ignore_errors=True)
+    child = os.fork()
+    if not child:
+        make_base(base)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def warm_up() -> None:

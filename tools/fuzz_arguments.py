@@ -27,7 +27,7 @@ BRIEF = ('model.width=16', 'model.layers=1', 'model.neck=16', 'train.epochs=1', 
          'data.max_pulses=32', 'train.validation_events=20')
 USUAL = {                            # command -> option -> words; paths are those of `fuzz.make_base`
     'demo': {'minutes': ['0.02'], 'out': ['new/demo'], 'preset': ['tiny'], 'batches': ['4'],
-             'events_per_batch': ['40'], 'test_events': ['20'], 'device': ['cpu']},
+             'events_per_batch': ['100'], 'test_events': ['20'], 'device': ['cpu']},
     'simulate': {'out': ['new/simulated'], 'batches': ['1'], 'events_per_batch': ['20'],
                  'test_events': ['10'], 'workers': ['1'], 'array': ['nine_strings']},
     'convert': {'inputs': ['plain'], 'out': ['new/converted']},

@@ -165,6 +165,9 @@ def main() -> int:
     parser.add_argument('--out', type=Path, help='add the figures to this file')
     given = parser.parse_args()
     work = given.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    if not fuzz.base_is_made(work/'base'):
+        return 1
     if given.seed is None:
         given.seed = fuzz.pick_seed(work, 'readers', given.out)
     fuzz.warm_up()

@@ -102,7 +102,7 @@ def decompress(data: np.ndarray, # (n,) uint8 of `compress`
     dtype = np.dtype(dtype)
     try:
         planes = FAST.decompress(data, count*dtype.itemsize)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, OverflowError):
         raise ValueError(f'its bytes are not {count:,} numbers of {dtype.itemsize} bytes') from None
     return join_bytes(np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, count), dtype)
 
