@@ -512,7 +512,7 @@ def main() -> int:
 
 
 def base_is_made(base: Path) -> bool:
-    "Make the example that everything is tried on, in a process of its own, unless it is there. Whether it is."
+    "Make the example that everything is tried on, in a process of its own. Returns whether it is there."
     if (base/'event').is_file():                            # written last
         return True
     shutil.rmtree(base, ignore_errors=True)
