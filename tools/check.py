@@ -192,6 +192,9 @@ class NotebookRunner:
                 found += self.results([name], once_more=False)
             else:
                 found.append(Result(name, log.seconds(name), [reason]))
+        if not unfinished and log.started:               # it ended between two notebooks, or after the last
+            fault = f'it ended with status {status} outside a notebook'
+            found.append(Result('nbdev_test', 0.0, [fault]))
         if waiting and not log.started:
             return [Result(name, 0.0, [f'nbdev_test did not start it: status {status}']) for name in names]
         return found + (self.results(waiting, once_more) if waiting else [])

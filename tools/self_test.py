@@ -178,6 +178,7 @@ CASES = [                           # the check, what its fault must name, the b
     ('notebook', 'AssertionError', add_cell('assert False')),
     ('notebook', 'status -9', add_cell('import os; os.kill(os.getpid(), 9)')),
     ('notebook', 'status 3', add_cell('import os; os._exit(3)')),
+    ('notebook', 'outside a notebook', add_cell('import atexit, os; atexit.register(os._exit, 3)')),
 ]
 
 
