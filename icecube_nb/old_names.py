@@ -85,6 +85,7 @@ RENAMED |= {
               'answer_rest': 'inference.predict.answer_by_fallback',
               'answers_of': 'inference.answers.fingerprint_of',
               'final_answer': 'inference.predict.choose_head',
+              'fallback_direction': 'inference.predict.fixed_direction',
               'decoded': 'network.heads.decode_heads'},
     'model': {'swapped': 'network.model.swap_halves', 'NormTurn': 'network.model.NormaliseAndRotate',
               'LIGHT_M': 'network.model.TIME_UNIT_M', 'SIDE_M': 'physics.detector.POSITION_UNIT_M'},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'UNASSIGNED_SHARE', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor',
            'placed', 'fill_rows', 'compute_answers', 'compute_turned', 'map_batches', 'answer_events',
-           'fallback_direction', 'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction',
+           'fixed_direction', 'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction',
            'count_answers', 'files_to_answer', 'checked_files', 'load_predictors', 'predict', 'own_files',
            'check_detectors', 'bad_events', 'warn_about_events', 'check_answered', 'answer_files',
            'answers_fingerprint']
@@ -76,7 +76,7 @@ class Predictor:
 
     @property
     def number(self) -> int: # 60 bits of the fingerprint
-        "The number of the network in a dump. Another limit of pulses gives another number."
+        "The number by which a dump names this network. Another limit of pulses gives another number."
         limit = self.options.max_pulses
         made_of = fingerprint(self.fingerprint, str(limit)) if limit else self.fingerprint
         return int(made_of[:15], 16)
@@ -107,7 +107,7 @@ def load_predictor(run: str|Path, # run folder, or one of its checkpoints
                    device: str = 'auto', # as in `pick_devices`; on several, copies share the work
                    precision: str = 'auto', # `fp32`, `fp16`, `bf16`; `auto`: as the run was trained
                    engine: str = 'torch', # or `onnxruntime`, `openvino`: what `export_run` wrote, on the CPU
-                   options: AnswerOptions = AnswerOptions() # turns, limit of pulses; default: the bundle's
+                   options: AnswerOptions = AnswerOptions() # default: those that are kept with the run
     ) -> Predictor:
     "Load the last checkpoint of a run. Raises the errors of `load_checkpoint` and `load_weights`."
     folder = find_checkpoint(run)
@@ -140,7 +140,7 @@ def placed(model: Model, device: torch.device, precision: str) -> Model:
     return copy
 
 # %% ../../nbs/04_infer.ipynb #206c0da3
-PULSE_BUDGET = {'cpu': 4096, 'cuda': 1 << 17} # tokens in a batch; an engine cuts its own: 1 << 17
+PULSE_BUDGET = {'cpu': 4096, 'cuda': 1 << 17} # tokens in a batch; other engines get the larger one
 
 # %% ../../nbs/04_infer.ipynb #e5260d8f
 def fill_rows(columns: dict[str, np.ndarray], # is changed
@@ -226,7 +226,7 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
     return columns
 
 # %% ../../nbs/04_infer.ipynb #cc871bcd
-def fallback_direction(bins: Bins) -> tuple[float, float]: # azimuth, zenith [rad]
+def fixed_direction(bins: Bins) -> tuple[float, float]: # azimuth, zenith [rad]
     "The direction with the smallest mean angle to the sky that the angle classes describe."
     azimuth = bins.azimuth_centres.double().cpu().numpy()[::8]                              # (16,)
     centres = bins.zenith_centres.double().cpu().numpy()
@@ -236,9 +236,9 @@ def fallback_direction(bins: Bins) -> tuple[float, float]: # azimuth, zenith [ra
 
 # %% ../../nbs/04_infer.ipynb #e99d2e3b
 def choose_head(columns: dict[str, np.ndarray], # as `answer_events` gives them
-                 fallback: tuple[float, float], # azimuth, zenith [rad]
+                 fallback: tuple[float, float], # of `fixed_direction`: azimuth, zenith [rad]
                  answer: str = 'classes' # or `vector`
-    ) -> dict[str, np.ndarray]: # azimuth, zenith (E,) float64; answered (E,) bool, False: the fall-back
+    ) -> dict[str, np.ndarray]: # azimuth, zenith (E,) float64; answered (E,) bool, False: the fixed direction
     "The direction that is submitted. Raises ValueError for a head that this run does not have."
     if f'{answer}_azimuth' not in columns:
         there = [a for a in HEADS if f'{a}_azimuth' in columns]
@@ -290,8 +290,8 @@ def answer_batch_file(packed: PackedBatch, sensors: Callable[[Config], np.ndarra
                  long: Predictor|None = None, # answers the events that are as long as those it was trained on
                  decode: str = 'mean_vector', answer: str|None = None, dump: bool = False,
                  progress: Callable[[int], None]|None = None, # called with events done
-                 deadline: Deadline|None = None, after: int = 0 # its clock; events of the batch files to come
-    ) -> dict[str, np.ndarray]: # event_id, pulses, azimuth, zenith, answered, by_..., all heads' angles
+                 deadline: Deadline|None = None, after: int = 0 # events in the batch files still to come
+    ) -> dict[str, np.ndarray]: # event_id, pulses, azimuth, zenith, answered, by_*, all heads' angles
     "Answers to all events of one packed file, in its order."
     lengths, answer = packed.lengths, answer or predictor.config.model.outputs[0]
     by_long = lengths >= long.config.data.min_pulses if long else np.zeros(len(packed), bool)
@@ -308,7 +308,7 @@ def answer_batch_file(packed: PackedBatch, sensors: Callable[[Config], np.ndarra
     if not columns:
         columns = {f'{answer}_{n}': np.full(len(packed), np.nan) for n in ('azimuth', 'zenith')}
     by_fallback = answer_by_fallback(columns, packed, sensors, predictor, deadline, decode, answer)
-    final = choose_head(columns, fallback_direction(predictor.bins), answer)
+    final = choose_head(columns, fixed_direction(predictor.bins), answer)
     if dump: # which network answered; 0 for the fallback
         base, other = (each.number if each else 0 for each in (predictor, long))
         columns['network'] = np.where(by_fallback, 0, np.where(by_long, other, base))
@@ -491,10 +491,10 @@ def answers_fingerprint(packed: PackedBatch, predictors: list[Predictor], decode
                         dump: bool
     ) -> str: # 32 hexadecimal digits
     "Hash of what a file of answers is made from. Its text is that of version 0.1, whose files stay valid."
-    def words(p):
+    def describe(p):
         by = '' if p.engine == 'torch' else f' by {p.engine}'
         return f'{p.fingerprint} {p.config.name} on {p.device.type} in {p.precision}{by}{p.options}'
     events = packed.about.get('fingerprint', '') + packed.about.get('content', '')  # version 0.1: none
-    return fingerprint(events, *map(words, predictors), decode,
+    return fingerprint(events, *map(describe, predictors), decode,
                        answer or predictors[0].config.model.outputs[0], 'by_cheap',
                        f'{dump} {SUMMARIES}' if dump else '')
