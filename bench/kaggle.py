@@ -99,14 +99,14 @@ def force_steps(a: argparse.Namespace) -> dict:
 
 def forced_step(a: argparse.Namespace, made, check, data: Path, step: str, costs: dict[str, float]) -> dict:
     "One submission that can afford a step, and hardly anything better."
-    from icecube_nb.inference.answer_sheet import check_submission
+    from icecube_nb.inference.answer_sheet import check_against_sample
     from icecube_nb.kaggle_answers import submit
     began, lines = time.monotonic(), []
     seconds = 1.05*a.events*costs[step] + 1
     done = submit(made, check, data, began + seconds, a.out/'submission.csv', progress=lambda *_: None,
                   report=lines.append, costs=costs, part_events=max(a.events//20, 1))
     used = time.monotonic() - began
-    rows = check_submission(done.out, data/'sample_submission.parquet')
+    rows = check_against_sample(done.out, data/'sample_submission.parquet')
     return {'step': step, 'events_a_second': 1/costs[step], 'seconds_given': seconds, 'seconds_used': used,
             'by_way': done.by_way, 'rows': rows, 'unanswered': done.unanswered, 'plans': lines}
 

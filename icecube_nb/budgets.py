@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CPU_PRESETS', 'SHARE_OF_PEAK', 'MOST_EVENTS', 'TWO_CARDS', 'CARDS', 'FAMILY', 'ENOUGH_EVENTS', 'BUDGETS',
            'MEAN_PULSES', 'SUBMIT', 'EVENTS_A_FILE', 'NetworkSize', 'event_flops', 'network_sizes', 'share_of_peak',
-           'training_speed', 'answer_speed', 'measured_speeds', 'as_range', 'expected_error', 'preset_table',
-           'recommend', 'budget_table', 'packed_bytes', 'disk_line', 'submit_lines', 'what_to_run']
+           'expected_training_speed', 'expected_answer_speed', 'measured_speeds', 'as_range', 'expected_error',
+           'preset_table', 'recommend', 'budget_table', 'packed_bytes', 'disk_line', 'submit_lines', 'what_to_run']
 
 # %% ../nbs/appendix/budgets.ipynb #dc070004
 import json
@@ -74,8 +74,8 @@ def share_of_peak(width: int) -> tuple[float, float]: # low and high
     at = min(max(math.log(width/narrow)/math.log(wide/narrow), 0), 1)
     return tuple(a**(1 - at)*b**at for a, b in zip(low, high))
 
-def training_speed(size: NetworkSize, card: str, # a key of `PEAK_TFLOPS`
-                   measured: dict[tuple[str, str], float] # (preset, card) to events a second
+def expected_training_speed(size: NetworkSize, card: str, # a key of `PEAK_TFLOPS`
+                            measured: dict[tuple[str, str], float] # (preset, card) to events a second
     ) -> tuple[float, float]: # events a second, low and high; equal where they are measured
     "How fast a card trains a network in 16 bits."
     known = next(
@@ -89,7 +89,8 @@ def training_speed(size: NetworkSize, card: str, # a key of `PEAK_TFLOPS`
     )
 
 # %% ../nbs/appendix/budgets.ipynb #529c69cd
-def answer_speed(size: NetworkSize, card: str) -> tuple[float, float]: # events a second, low and high
+def expected_answer_speed(size: NetworkSize, card: str
+    ) -> tuple[float, float]: # events a second, low and high
     "How fast a card answers: a third of training's operations, and the same limit."
     peak = PEAK_TFLOPS[card][0]*1e12
     return tuple(
@@ -135,9 +136,9 @@ def preset_table(sizes: list[NetworkSize], measured: dict, figures: pd.DataFrame
     for size in sizes:
         row = {'preset': f'`{size.name}`', 'parameters': f'{size.parameters/1e6:.1f} M'}
         for title, card, times in CARDS:
-            low, high = (times*speed for speed in training_speed(size, card, measured))
+            low, high = (times*speed for speed in expected_training_speed(size, card, measured))
             row[f'{title}, hours'] = as_range(COMPETITION_EVENTS/high/3600, COMPETITION_EVENTS/low/3600)
-        low, high = answer_speed(size, 'Tesla T4')
+        low, high = expected_answer_speed(size, 'Tesla T4')
         row['a million answers on a T4, minutes'] = as_range(1e6/high/60, 1e6/low/60)
         rows.append(row | {'error on the competition\'s events, rad': expected_error(size.name, figures)})
     return pd.DataFrame(rows)
@@ -157,7 +158,7 @@ def recommend(sizes: list[NetworkSize], card: str, times: float, hours: float, m
     ) -> tuple[str, float, float]: # preset, and the events that it sees, low and high
     "The largest preset that sees each event once within a budget, or else the smallest."
     ours = sorted((s for s in sizes if s.name in FAMILY), key=lambda s: FAMILY.index(s.name))
-    seen = {s.name: [3600*hours*times*v for v in training_speed(s, card, measured)] for s in ours}
+    seen = {s.name: [3600*hours*times*v for v in expected_training_speed(s, card, measured)] for s in ours}
     enough = [name for name, (low, high) in seen.items() if low >= ENOUGH_EVENTS]
     name = enough[-1] if enough else ours[0].name
     return name, *seen[name]

@@ -39,7 +39,7 @@ from .training.checkpoints import find_checkpoint, load_checkpoint, read_detecto
 from .physics.detector import ICE_FILE, geometry_table, ice_of_text
 from .inference.answer_options import OPTIONS_FILE, AnswerOptions
 from .inference.answers import read_answers
-from .inference.answer_sheet import check_submission, peak_memory
+from .inference.answer_sheet import check_against_sample, peak_memory
 from .inference.ensemble_folder import (CHECKPOINT, copy_whole, is_ensemble, load_with_networks,
                                                   read_ensemble_note)
 from .inference.ensemble_predict import answer_by_ensemble
@@ -347,7 +347,7 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
         progress = Progress('check of real size, events', 60.0)
         done = predict(data, bundle_here.run('main'), Path(place)/'all.csv', bundle_here.run('long'),
                        device=device, precision=precision, progress=progress)
-        check_submission(done.out, data/'sample_submission.parquet')
+        check_against_sample(done.out, data/'sample_submission.parquet')
         found = pd.read_csv(done.out)
     known = pd.read_csv(source/'answers_main.csv').set_index('event_id').reindex(originals)
     network = load_predictor(bundle_here.run('main'), 'cpu', 'fp32')

@@ -23,11 +23,12 @@ from .core.outputs import check_file
 from .core.progress import Progress
 from .data.packed import load_packed
 from .data.prepare import Prepared
-from .inference.answer_sheet import answer_sheet, check_submission
+from .inference.answer_sheet import answer_sheet, check_against_sample
 from .inference.ensemble_folder import load_with_networks
 from .inference.ensemble_predict import uncertainty_table
-from .inference.predict import (Predictor, bad_events, check_answered, check_detectors, check_files,
-                                          count_answers, files_to_answer, load_predictor, warn_about_events)
+from .inference.predict import (Predictor, bad_events, check_answered, check_detectors,
+                                          check_files_to_answer, count_answers, files_to_answer,
+                                          load_predictor, warn_about_events)
 from .inference.submission import submission_table
 from .inference.time_plan import PART, Way, answer_in_time, describe_shares, measure_ways
 from .kaggle_files import Bundle
@@ -83,7 +84,7 @@ class Submission(NamedTuple):
     "What `submit` did."
     out: Path                      # the submission
     events: int
-    unanswered: int                # events that got a constant direction
+    unanswered: int                # events that got a fixed direction
     by_long: int                   # events that a run for long events answered
     by_fallback: int               # events that the line fit answered because time was short
     by_way: dict[str, int]         # events of each way
@@ -133,7 +134,7 @@ def submit(bundle_here: Bundle, check: Check, data: str|Path, # competition file
     runs = [bundle_here.run(name) for name in bundle_here.about['runs'] if name != 'ensemble']
     check_detectors(runs, prepared, False, [n for way in ways for n in networks_of(way)])
     warn_about_events(runs[:1], prepared, files)
-    sample, first = check_files(files, data, True), next(iter(files.values()))
+    sample, first = check_files_to_answer(files, data, True), next(iter(files.values()))
     with tempfile.TemporaryDirectory() as place:
         costs = costs or first_costs(ways, check, first, prepared, Path(place), until)
         events = sum(len(load_packed(path, check=False)) for path in files.values())
@@ -169,17 +170,17 @@ def submission_summary(done: Submission) -> str:
     "What was written, and by which way it was answered."
     ways = describe_shares(done.by_way)
     return (f'{done.events:,} events in {done.out}: {ways}; {done.by_long:,} by a run for long events, '
-            f'{done.unanswered:,} got a constant direction')
+            f'{done.unanswered:,} got a fixed direction')
 
 def sheet_of_answers(bundle_here: Bundle, done: Submission, sample: Path, # sample_submission.parquet
                      began: float # on the clock of `time.monotonic`
     ) -> str:
     """The sheet at the end of the notebook.
     Raises ValueError if the submission is not what the sample asks for."""
-    rows, bad = check_submission(done.out, sample), list(done.bad)
+    rows, bad = check_against_sample(done.out, sample), list(done.bad)
     notes = {
         'file': f'{done.out}, {rows:,} rows, the events of the sample in its order',
-        'unanswered': f'{done.unanswered:,} got a constant direction' + (f', first {bad[0]}' if bad else ''),
+        'unanswered': f'{done.unanswered:,} got a fixed direction' + (f', first {bad[0]}' if bad else ''),
         'for long events': f'{done.by_long:,} by a run of their own',
         'short of time': f'{done.by_fallback:,} by the line fit',
         'computed by': done.backends,

@@ -25,7 +25,7 @@ from torch.overrides import handle_torch_function, has_torch_function           
 from icecube_nb.core.config import PRESETS, override, preset                    # noqa: E402
 from icecube_nb.data.batching import EventBatch                                 # noqa: E402
 from icecube_nb.data.pulses import feature_names                                # noqa: E402
-from icecube_nb.inference.predict import Predictor, compute_answers             # noqa: E402
+from icecube_nb.inference.predict import Predictor, answer_one_batch            # noqa: E402
 from icecube_nb.training import step as training_step                           # noqa: E402
 from icecube_nb.training.loop import answer_batches                             # noqa: E402
 from icecube_nb.training.state import new_state                                 # noqa: E402
@@ -92,7 +92,7 @@ def record(name: str, precision: str, over: dict) -> dict:
         answer_batches(state, [batch]*2)
     predictor = Predictor(state.eval_model, config, state.bins, state.device, precision, 'fake')
     with patch('torch.Tensor.numpy', empty_array), fake_cuda.Recorder() as dump:
-        compute_answers(predictor, batch, 'mean_vector', dump=True)
+        answer_one_batch(predictor, batch, 'mean_vector', dump=True)
     seen = {'preset': name, 'precision': precision, 'attention': state.model.backend,
             'operations': sum(step.operations.values())}
     for part, recorder in (('step', step), ('watched step', watched), ('validation', validation)):

@@ -24,7 +24,7 @@ from .cards import started_together
 from .ensemble import candidate_table, ensemble_answers
 from .ensemble_folder import (LoadedEnsemble, check_same_events, load_with_networks,
                                                   member_columns, member_runs)
-from .formats import check_output, format_table
+from .formats import check_output, table_in_format
 from .predict import (Deadline, Prediction, answer_files, bad_events, check_answered,
                                           checked_files, count_answers, own_files, warn_about_events)
 from .submission import submission_table
@@ -81,7 +81,7 @@ def write_tables(output: OutputFile, beside: OutputFile|None, # the file asked f
     ) -> None:
     "Write the answers, with uncertainties where the format or the suffix has room for them."
     plain = format is None and output.suffix != '.parquet'
-    output.write_table(format_table(format, table if plain else richer, data))
+    output.write_table(table_in_format(format, table if plain else richer, data))
     if beside:
         beside.write_table(richer)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'vmf_mean_angle', 'kappa_of_length', 'own_uncertainty', 'uncertainties', 'user_directions', 'events_table',
-           'check_format', 'check_output', 'format_table', 'answers_table']
+           'check_format', 'check_output', 'table_in_format', 'answers_table']
 
 # %% ../../nbs/appendix/answer_formats.ipynb #bdb62475
 from pathlib import Path
@@ -124,7 +124,7 @@ def check_output(out: str|Path|None, # None: submission.csv, or another suffix i
     return output
 
 # %% ../../nbs/appendix/answer_formats.ipynb #6b96ac4a
-def format_table(name: str|None, # a key of `FORMATS`, or None
+def table_in_format(name: str|None, # a key of `FORMATS`, or None
                  table: pd.DataFrame, # event_id, azimuth, zenith, and perhaps uncertainties
                  data: Path # the folder that was answered
     ) -> pd.DataFrame: # as it is written
@@ -142,4 +142,4 @@ def answers_table(name: str|None, # a key of `FORMATS`, or None
     table = submission_table(paths, sample)
     if name in ('parquet', 'events'):
         table = table.join(uncertainties(paths, head), on='event_id')
-    return format_table(name, table, data)
+    return table_in_format(name, table, data)

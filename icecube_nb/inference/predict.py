@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPORTED', 'PULSE_BUDGET', 'UNASSIGNED_SHARE', 'Predictor', 'export_run', 'weights_fingerprint', 'load_predictor',
-           'placed', 'fill_rows', 'compute_answers', 'compute_turned', 'map_batches', 'answer_events',
+           'placed', 'fill_rows', 'answer_one_batch', 'answer_turned_batches', 'map_batches', 'answer_events',
            'fixed_direction', 'choose_head', 'Deadline', 'answer_by_fallback', 'answer_batch_file', 'Prediction',
            'count_answers', 'files_to_answer', 'checked_files', 'load_predictors', 'predict', 'own_files',
            'check_detectors', 'bad_events', 'warn_about_events', 'check_answered', 'answer_files',
@@ -41,7 +41,7 @@ from .answers import fingerprint_of, is_dump, read_answers, write_answers
 from .cards import DevicePool, Processes, own_batches, pick_devices, started_together
 from .evaluate import constant_guess
 from .formats import answers_table, check_output
-from .submission import check_files
+from .submission import check_files_to_answer
 from .summaries import SUMMARIES, event_summaries, line_fit_packed
 from ..network.attention import choose_backend
 from ..network.engines import export_onnx, load_engine, refuse_foreign_onnx
@@ -156,7 +156,7 @@ def fill_rows(columns: dict[str, np.ndarray], # is changed
 
 # %% ../../nbs/04_infer.ipynb #a0c903bd
 @torch.no_grad()
-def compute_answers(predictor: Predictor, batch: EventBatch, # on its device
+def answer_one_batch(predictor: Predictor, batch: EventBatch, # on its device
                     decode: str, dump: bool
     ) -> tuple[dict[str, np.ndarray], np.ndarray]: # name to (b,) or (b, n), and the numbers of the events
     "The network's answers to a batch. The host waits for the device only when it reads them."
@@ -168,12 +168,12 @@ def compute_answers(predictor: Predictor, batch: EventBatch, # on its device
         answers |= {k: x.float().cpu().numpy() for k, x in output.items()}
     return answers, batch.event
 
-def compute_turned(predictor: Predictor, batches: list[EventBatch], # of each turn, on its device
+def answer_turned_batches(predictor: Predictor, batches: list[EventBatch], # of each turn, on its device
                    reader: TurnedReader, decode: str, dump: bool
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]: # as `compute_answers`
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]: # as `answer_one_batch`
     "Answers averaged over turns. What is dumped beside them belongs to the events as they are."
-    answers, numbers = compute_answers(predictor, batches[0], decode, dump)
-    others = [compute_answers(predictor, batch, decode, False)[0] for batch in batches[1:]]
+    answers, numbers = answer_one_batch(predictor, batches[0], decode, dump)
+    others = [answer_one_batch(predictor, batch, decode, False)[0] for batch in batches[1:]]
     return answers | (mean_over_turns([answers, *others], reader) if others else {}), numbers
 
 # %% ../../nbs/04_infer.ipynb #f0f50020
@@ -214,7 +214,7 @@ def answer_events(predictor: Predictor, packed: PackedBatch,
     budget = PULSE_BUDGET['cpu' if on_cpu else 'cuda']
     plan = plan_inference(files[predictor.device], events, reader.features, reader.max_pulses, budget)
     build = lambda replica, chosen: reader.read(files[replica.device], chosen)
-    compute = partial(compute_turned, reader=reader, decode=decode, dump=dump)
+    compute = partial(answer_turned_batches, reader=reader, decode=decode, dump=dump)
     with closing(map_batches(predictor, plan, build, compute)) as results:
         for answers, numbers in results:
             if stop and stop(done):
@@ -351,7 +351,7 @@ def checked_files(data: Path, batches: list[int]|None, # as above
     "Pack the files to be answered, if needed, and check that these runs may answer them."
     prepared, files = files_to_answer(data, batches)
     check_detectors(runs, prepared, other_detector, predictors)
-    return prepared, files, check_files(files, data, batches is None)
+    return prepared, files, check_files_to_answer(files, data, batches is None)
 
 # %% ../../nbs/04_infer.ipynb #c5c43101
 def load_predictors(run: str|Path, long_run: str|Path|None, # the second for long events, if there is one
