@@ -276,10 +276,10 @@ def spherical_median(log_p: np.ndarray, # (B, P)
                      steps: int = 10
     ) -> np.ndarray: # (B, 3) unit vectors
     "The direction with the smallest expected angle, by Weiszfeld's iteration."
-    p, u, softly = np.exp(log_p), start.astype(np.float32), np.float32(np.sqrt(4*np.pi/len(points))/2)
+    p, u, softening = np.exp(log_p), start.astype(np.float32), np.float32(np.sqrt(4*np.pi/len(points))/2)
     for _ in range(steps):
         cosine = u @ points.T.astype(np.float32)                                            # (B, P)
-        pull = p/np.sqrt(np.maximum(1 - cosine**2, 0) + softly**2)                          # (B, P)
+        pull = p/np.sqrt(np.maximum(1 - cosine**2, 0) + softening**2)                          # (B, P)
         u = pull @ points.astype(np.float32)
         u /= np.maximum(np.linalg.norm(u, axis=-1, keepdims=True), 1e-12)
     return u
