@@ -465,8 +465,8 @@ def choose_tokens(tokens: Tokens, # one for each pulse
 ICECUBE = find_detector('icecube86')
 
 def turn_angle(azimuth: np.ndarray, # (N,) rad
-               turns: np.ndarray|int, # by 60 degrees for IceCube: 1/detector.turns of a circle
-               mirror: np.ndarray|bool = False, # first reflected in a row of strings
+               turns: np.ndarray|int, # (N,) or one; each is 1/detector.turns of a circle, 60 degrees for IceCube
+               mirror: np.ndarray|bool = False, # (N,) or one; first reflected in a row of strings
                detector: Detector = ICECUBE
     ) -> np.ndarray: # (N,) rad in [0, 2 pi)
     "The azimuth after the array is rotated or mirrored."

@@ -138,9 +138,9 @@ def folded_zenith(logits: torch.Tensor, bins: Bins # (b, classes with the mirror
 BY_NUMPY = sys.platform == 'linux' and torch.backends.cpu.get_cpu_capability() == 'AVX512'
 LEAST_LOG = -36.0 # of a probability, in units of the largest: 2e-16
 
-def apply_in_place(values: torch.Tensor, # contiguous
+def apply_in_place(values: torch.Tensor, # of any shape, contiguous; changed
              by_numpy: Callable, by_torch: Callable # np.exp, torch.exp_
-    ) -> torch.Tensor:
+    ) -> torch.Tensor: # `values`
     "Apply a function to each number in place, with the faster of two libraries."
     if values.device.type == 'cpu' and BY_NUMPY:
         by_numpy(values.numpy(), out=values.numpy())
@@ -206,7 +206,7 @@ def near_field(grid: SkyGrid, maps: CellMaps, direction: torch.Tensor # (b, 3)
     return torch.cat([place, of_cells], -1), torch.cat([p, mass.neg_()], -1)
 
 def cosines(place: tuple[torch.Tensor, ...], direction: tuple[torch.Tensor, ...] # x, y, z of each
-    ) -> torch.Tensor:
+    ) -> torch.Tensor: # (K, b) or (b, N), as the places and directions broadcast
     "The cosine of the angle between each place and its direction."
     return (place[0]*direction[0]).addcmul_(place[1], direction[1]).addcmul_(place[2], direction[2])
 
@@ -240,7 +240,7 @@ STEPS_WITH_NEAR_POINTS = (0, 2) # look up the nearby points anew; in the other s
 
 def pull_of(place: tuple[torch.Tensor, ...], direction: tuple[torch.Tensor, ...], weight: torch.Tensor,
             softening: torch.Tensor, axis: int # added to the squared sine; over which to sum
-    ) -> list[torch.Tensor]: # x, y, z
+    ) -> list[torch.Tensor]: # x, y, z, (b,) each
     "The force with which weighted places pull at a direction."
     cosine = cosines(place, direction)
     force = torch.addcmul(softening, cosine, cosine, value=-1, out=cosine).rsqrt_().mul_(weight)

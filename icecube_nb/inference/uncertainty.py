@@ -222,7 +222,7 @@ class PosteriorWeights:
 
 def pooled_log_density(pool: PosteriorWeights,
                        skies: list[Sky], # of `PosteriorWeights.skies`, or of other points
-                       heads: list[tuple[np.ndarray, np.ndarray]], # azimuth and zenith logits for each map
+                       heads: list[tuple[np.ndarray, np.ndarray]], # (B, 128), (B, 142) logits of each map
                        vectors: list[np.ndarray] # (B, 3) each
     ) -> np.ndarray: # (B, P) natural logarithm of the probability of each point; sums to 1 over them
     "The posterior map of each event."
@@ -234,7 +234,7 @@ def pooled_log_density(pool: PosteriorWeights,
     return log_softmax(log_p)
 
 # %% ../../nbs/05a_uncertainty.ipynb #8a69820d
-def fit_posterior_weights(heads: list[tuple[np.ndarray, np.ndarray]], # azimuth, zenith logits for each map
+def fit_posterior_weights(heads: list[tuple[np.ndarray, np.ndarray]], # (B, 128), (B, 142) logits of each map
                           vectors: list[np.ndarray], # (B, 3) each
                           truth: np.ndarray, # (B, 3) unit vectors
                           bins: list[Bins], # of each map

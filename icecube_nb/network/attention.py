@@ -50,7 +50,7 @@ def host_lengths(offsets: Tensor, # (B+1,) first row of each event, and N
     "The lengths of events on the host. If not given, they are read from the device, and the host waits."
     return offsets.diff().cpu().numpy() if lengths is None else np.asarray(lengths)
 
-def rows_on(device: torch.device, rows: np.ndarray) -> Tensor:
+def rows_on(device: torch.device, rows: np.ndarray) -> Tensor: # (N,) int64 both
     "Row numbers on a device, without waiting for it."
     rows = torch.from_numpy(rows)
     return rows.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else rows.to(device)
@@ -124,6 +124,7 @@ def attention_by_offsets(kernel: Callable, # (query, key, value, int32 offsets, 
     return out[0] if len(out) == 1 else torch.cat(out)
 
 # %% ../../nbs/02a_attention.ipynb #a77e0002
+# each takes query, key, value (N, H, D/H), offsets (B+1,) int32 and the longest length, and gives (N, H, D/H)
 def varlen_kernel(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int) -> Tensor:
     "torch's flash attention for packed rows."
     from torch.nn.attention.varlen import varlen_attn

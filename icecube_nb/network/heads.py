@@ -22,7 +22,7 @@ from .losses import (LOSSES, Bins, Loss, decode_bins, decode_mixture, decode_vec
 # %% ../../nbs/02c_heads.ipynb #c2c00006
 class SquaredReLU(nn.Module):
     "Zero below zero, the square above (So et al. 2021)."
-    def forward(self, x: Tensor) -> Tensor: # of one shape
+    def forward(self, x: Tensor) -> Tensor: # (...,) both
         return x.relu().square()
 
 ACTIVATIONS = {'gelu_tanh': lambda: nn.GELU(approximate='tanh'), 'gelu': nn.GELU, 'squared_relu': SquaredReLU}
@@ -194,11 +194,11 @@ def find_loss(name: str, setting: str = 'train.losses') -> Loss: # that names it
     return known[name]
 
 # %% ../../nbs/02c_heads.ipynb #c2c00021
-def loss_of_heads(output: Mapping[str, Tensor], # of the network
+def loss_of_heads(output: Mapping[str, Tensor], # of the network: name of an answer to (B, ...)
                   azimuth: Tensor, zenith: Tensor, # (B,) rad, the truth
-                  bins: Bins, kernel: Tensor, # of `smoothing_kernel`
+                  bins: Bins, kernel: Tensor, # (k,) of `smoothing_kernel`
                   weights: Mapping[str, float]|None = None # of `loss_weights`; None: the loss of every head
-    ) -> tuple[Tensor, dict[str, Tensor]]: # the sum, and each term without its weight for the log
+    ) -> tuple[Tensor, dict[str, Tensor]]: # () the sum; () each term without its weight, for the log
     "Mean loss of a batch."
     if weights is None:
         weights = {head.loss.name: 1.0 for head in heads_in(output)}

@@ -79,7 +79,7 @@ def smoothed_targets(azimuth: Tensor, zenith: Tensor, # (B,) rad, the truth
 def bin_loss(azimuth_logits: Tensor, # (B, 128)
              zenith_logits: Tensor, # (B, 142)
              azimuth: Tensor, zenith: Tensor, # (B,) rad, the truth
-             bins: Bins, kernel: Tensor
+             bins: Bins, kernel: Tensor # (k,) of `smoothing_kernel`
     ) -> Tensor: # () mean over events
     "Locally smoothed cross entropy of both heads (third-place solution)."
     targets = smoothed_targets(azimuth, zenith, bins, kernel)
@@ -87,8 +87,8 @@ def bin_loss(azimuth_logits: Tensor, # (B, 128)
             + F.cross_entropy(zenith_logits.float(), targets[1]))
 
 # %% ../../nbs/02b_losses.ipynb #c0f1e6b2
-def full_turn(angle: Tensor # rad
-    ) -> Tensor: # rad, 0 <= angle < 2 pi
+def full_turn(angle: Tensor # (...,) rad
+    ) -> Tensor: # (...,) rad, 0 <= angle < 2 pi
     "The same angle within one full turn."
     angle = angle % (2*math.pi)
     return torch.where(angle >= 2*math.pi, torch.zeros_like(angle), angle)
@@ -127,8 +127,8 @@ def decode_bins(azimuth_logits: Tensor, # (B, 128)
     return full_turn(torch.atan2(sign*y, sign*x)), zenith, length
 
 # %% ../../nbs/02b_losses.ipynb #b65b3d0f
-def log_sinhc(kappa: Tensor # >= 0
-    ) -> Tensor:
+def log_sinhc(kappa: Tensor # (...,) >= 0
+    ) -> Tensor: # (...,)
     "log(sinh(kappa)/kappa), accurate and with a finite gradient for every kappa >= 0."
     small = kappa < 0.1
     safe = torch.where(small, torch.ones_like(kappa), kappa) # keeps the unused branch free of 0/0
@@ -208,7 +208,7 @@ class Truth(NamedTuple):
     bins: Bins          # the angle classes
     kernel: Tensor      # (k,) of `smoothing_kernel`
 
-def truth_of(azimuth: Tensor, zenith: Tensor, bins: Bins, kernel: Tensor) -> Truth:
+def truth_of(azimuth: Tensor, zenith: Tensor, bins: Bins, kernel: Tensor) -> Truth: # (B,) rad each; (k,)
     "The truth of a batch."
     return Truth(azimuth, zenith, unit_vectors(azimuth, zenith), bins, kernel)
 

@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, # (N, D)
                 attend: Callable, # query, key, value (N, H, D/H) to (N, H, D/H)
-                angles: tuple[Tensor, Tensor]|None = None, # cosine and sine of `rotary_angles`
+                angles: tuple[Tensor, Tensor]|None = None, # (N, 1, D/2H) each, of `rotary_angles`
                 first: Tensor|None = None # (N, D) output of the input layer, for `mix_input`
         ) -> Tensor: # (N, D)
         x = self.begin(x, first)
@@ -128,7 +128,7 @@ class NormaliseAndRotate(torch.autograd.Function):
         return swap_halves(y).mul_(sine).addcmul_(y, cosine).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, change: Tensor) -> tuple[Tensor|None, ...]:
+    def backward(ctx, change: Tensor) -> tuple[Tensor|None, ...]: # (N, 2, H, D/H) gradient of the output
         norm, shrink, gain, cosine, sine = ctx.saved_tensors
         g = swap_halves(change*sine).addcmul_(change.float(), cosine)                      # turned back
         by_row = (g*norm).flatten(1)                                                   # (N, 2*D)
