@@ -465,7 +465,7 @@ def choose_tokens(tokens: Tokens, # one for each pulse
 ICECUBE = find_detector('icecube86')
 
 def turn_angle(azimuth: np.ndarray, # (N,) rad
-               turns: np.ndarray|int, # (N,) or one; each is 1/detector.turns of a circle, 60 degrees for IceCube
+               turns: np.ndarray|int, # (N,) or one, each 1/detector.turns of a circle: 60° for IceCube
                mirror: np.ndarray|bool = False, # (N,) or one; first reflected in a row of strings
                detector: Detector = ICECUBE
     ) -> np.ndarray: # (N,) rad in [0, 2 pi)
