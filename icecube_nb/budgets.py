@@ -20,8 +20,8 @@ import torch
 
 from .core.config import PRESETS, Config, preset
 from .data.batching import EventFile, count_events
-from .data.packed import EVENT_COLUMNS, PackedBatch, compress_events
-from .data.packed_columns import string_sensors
+from .data.packed import PackedBatch
+from .data.packed_columns import EVENT_COLUMNS, compress_events, string_sensors
 from .data.pulses import code_tables, token_lengths
 from .inference.evaluate import to_markdown
 from .network.model import Model, count_parameters
@@ -187,9 +187,7 @@ def packed_bytes(batch: PackedBatch) -> int:
         return batch.path.stat().st_size
     per_string = string_sensors(batch.pulses[:, 0])                # a file of version 0.1
     events = {name: np.asarray(getattr(batch, name)).astype(dtype) for name, dtype in EVENT_COLUMNS.items()}
-    return sum(
-        column.nbytes for _, column in compress_events(events, batch.offsets, batch.pulses, per_string)
-    )
+    return sum(column.nbytes for _, column in compress_events([(events, batch.pulses)], per_string))
 
 # a folder of competition files, and its packed training files
 def disk_line(data: Path, batches: list[PackedBatch],

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['CONTINUATION', 'MOST_DEPTH', 'MOST_VALUES', 'MOST_UNPACKED', 'MOST_TIMES', 'FIXED_LENGTH', 'CSV_MB', 'checksum',
-           'column_arrays', 'arrow_column', 'write_arrow', 'integer_at', 'table_field', 'follow', 'is_compressed',
-           'holds_numbers', 'map_arrow', 'check_bytes', 'named_error', 'ByteReader', 'CompactReader', 'parquet_footer',
-           'unpacked_sizes', 'check_unpacked', 'text_columns', 'open_checked', 'plain_column', 'read_frame',
-           'reading_csv']
+           'join_crc', 'column_arrays', 'arrow_column', 'write_arrow', 'integer_at', 'table_field', 'follow',
+           'is_compressed', 'holds_numbers', 'map_arrow', 'check_bytes', 'named_error', 'change_header', 'ByteReader',
+           'CompactReader', 'parquet_footer', 'unpacked_sizes', 'check_unpacked', 'text_columns', 'open_checked',
+           'plain_column', 'read_frame', 'reading_csv']
 
 # %% ../../nbs/appendix/arrow_files.ipynb #4fe69d77
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import xor
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,21 @@ def checksum(about: dict[str, str], # what else the header says
     for array in arrays:
         crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
     return f'{crc:08x}'
+
+# %% ../../nbs/appendix/arrow_files.ipynb #e1b60002
+def join_crc(first: int, second: int, # CRC-32 of two pieces
+             size: int # bytes of the second
+    ) -> int:
+    "The CRC-32 of both pieces, one after the other."
+    columns = [zlib.crc32(b'\0', 1 << bit) ^ zlib.crc32(b'\0') for bit in range(32)] # what a zero byte does
+    def times(bits: int) -> int:
+        return reduce(xor, (column for bit, column in enumerate(columns) if bits >> bit & 1), 0)
+    while size:
+        if size & 1:
+            first = times(first)
+        columns = [times(column) for column in columns]                  # twice as many zero bytes
+        size >>= 1
+    return first ^ second
 
 # %% ../../nbs/appendix/arrow_files.ipynb #9e0176f3
 def column_arrays(name: str, column: pa.Array
@@ -153,6 +169,16 @@ def named_error(path: Path, # of the file
         raise_if_out_of_memory(e)
         reason = reason_of(e).rstrip('.')
         raise ValueError(f'{path} is not a whole {what} ({reason}); {mend}') from None
+
+# %% ../../nbs/appendix/arrow_files.ipynb #e1b60004
+def change_header(path: Path, # a file of `write_arrow`
+                  changes: dict[str, str] # new entries, and new values of others
+    ) -> None:
+    "Write a file again with the same columns. Raises ValueError if its bytes have changed."
+    check_bytes(path)                                       # before they get a new checksum
+    about, _ = map_arrow(path)
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    write_arrow(path, dict(zip(batch.schema.names, batch.columns)), about | changes)
 
 # %% ../../nbs/appendix/arrow_files.ipynb #fa200019
 class ByteReader:

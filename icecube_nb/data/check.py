@@ -19,7 +19,7 @@ import pandas as pd
 from ..physics.detector import ICE_FILE, MAX_SENSORS, read_geometry
 from .competition import (ANGLES, check_angles, compare_event_ids, folder_ice, meta_rows,
                                          open_parquet, read_pieces, split_train_meta, to_numpy)
-from .packed import read_batch
+from .packed import BatchFile, encode_batch
 from .packing import read_meta, too_many_bad
 
 # %% ../../nbs/appendix/checker.ipynb #e7a043b3
@@ -69,7 +69,9 @@ def batch_faults(source: Path, # a batch file of pulses
     if 'azimuth' in meta:
         check_angles(meta, meta_path, 0, angles)
     try:
-        *_, left_out = read_batch(source, meta, sensors, bad=bad)
+        file = BatchFile(source, meta, sensors, bad)
+        for _ in encode_batch(file):
+            pass
     except (ValueError, OSError) as e:
         yield as_fault(STRUCTURE, str(e), source)
         return
@@ -78,8 +80,8 @@ def batch_faults(source: Path, # a batch file of pulses
     all_bad = len(bad.keys() | angles.keys())
     if too_many_bad(all_bad, len(meta['event_id'])):
         yield structural(source, f'{all_bad:,} bad events, too many to go on without them')
-    if left_out:
-        yield Fault(NOTE, source, None, None, f'{left_out:,} rows belong to no event')
+    if file.rows_left_out:
+        yield Fault(NOTE, source, None, None, f'{file.rows_left_out:,} rows belong to no event')
 
 # %% ../../nbs/appendix/checker.ipynb #c1d0a001
 def angle_faults(meta_path: Path # train_meta.parquet

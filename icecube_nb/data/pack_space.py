@@ -50,6 +50,7 @@ class PackingPlan(NamedTuple):
     size: float                    # approximate bytes on disk
     free: int                      # bytes that are free there
     seconds: float|None = None     # None: not known yet
+    largest: float = 0             # bytes of the largest packed file; it is on disk twice for a moment
 
     def message(self) -> str: # one line
         "The plan in one line, to be printed before packing begins."
@@ -67,17 +68,20 @@ def plan_packing(jobs: list[Job], folder: Path, # to be done; prepared folder
                  share: float = PACKED_SHARE, seconds_per_byte: float|None = None # of the batch files
     ) -> PackingPlan:
     "Estimate size and time from the sizes of the files, without reading them."
-    raw = sum(job.source.stat().st_size for job in jobs)
+    sizes = [job.source.stat().st_size for job in jobs]
+    raw = sum(sizes)
     events = sum(pq.read_metadata(job.meta).num_rows for job in jobs)
     seconds = None if seconds_per_byte is None else seconds_per_byte*raw
-    return PackingPlan(folder, len(jobs), events, share*raw, shutil.disk_usage(folder).free, seconds)
+    return PackingPlan(folder, len(jobs), events, share*raw, shutil.disk_usage(folder).free, seconds,
+                       share*max(sizes))
 
 def check_space(plan: PackingPlan) -> None:
     "Raise OSError if the disk is too small."
-    if plan.size > plan.free:
+    needed = plan.size + plan.largest
+    if needed > plan.free:
         raise OSError(
             f'{plan.folder} has {format_bytes(plan.free)} free, but {plan.files:,} packed files need about '
-            f'{format_bytes(plan.size)}; name another folder, take fewer batches, or train with '
+            f'{format_bytes(needed)}; name another folder, take fewer batches, or train with '
             '--pack-space'
         )
 
@@ -135,7 +139,8 @@ class PackSpace:
         Raises OSError if the space is too small without them."""
         there = {path: path.stat() for path in self.jobs if path.is_file()}
         used = sum(info.st_size for info in there.values())
-        limit = min(self.limit, used + shutil.disk_usage(self.folder).free)
+        free = shutil.disk_usage(self.folder).free - size         # a new file is on disk twice for a moment
+        limit = min(self.limit, used + free)
         oldest_first = sorted((p for p in there if p != but and p not in self.keep),
                               key=lambda p: there[p].st_atime_ns)
         for path in oldest_first:

@@ -4,28 +4,33 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'COARSE_TIME_NS', 'CHARGE_UNIT_PE', 'LARGE_CHARGE_PE', 'CHARGE_STEP', 'AUXILIARY_BIT', 'PULSE_BYTES',
-           'BLOCK_PULSES', 'EVENT_COLUMNS', 'BLOCK_COLUMNS', 'COMPRESSED', 'PACKED', 'encode_time', 'decode_time',
-           'encode_charge', 'decode_charge', 'sensor_of', 'auxiliary_of', 'encode_pulses', 'range_rows', 'Ranges',
-           'encode_events', 'pack_events', 'read_batch', 'block_ends', 'compress_block', 'compress_events',
-           'write_packed', 'CompressedPulses', 'PackedBatch', 'open_blocks', 'load_packed', 'is_packed', 'to_float32']
+           'PIECE_ROWS', 'GATHERED_EVENTS', 'PACKED', 'encode_time', 'decode_time', 'encode_charge', 'decode_charge',
+           'sensor_of', 'auxiliary_of', 'encode_pulses', 'range_rows', 'Ranges', 'encode_events', 'pack_events',
+           'EncodedEvents', 'BatchFile', 'gather_events', 'encode_batch', 'read_batch', 'nameless_file', 'append_bytes',
+           'Content', 'write_packed_events', 'write_packed', 'CompressedPulses', 'PackedBatch', 'open_blocks',
+           'load_packed', 'is_packed', 'to_float32']
 
 # %% ../../nbs/appendix/packed_format.ipynb #5a3e08d8
 import json
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from ..core.arrow_files import check_bytes, checksum, map_arrow, named_error, write_arrow
-from ..core.storage import VERSION
+from ..core.arrow_files import check_bytes, checksum, join_crc, map_arrow, named_error, write_arrow
+from ..core.storage import VERSION, parent_made, writing
 from .competition import (PULSES, check_ranges, find_fault, open_parquet, read_pieces,
                                          time_order, to_numpy, whole_events)
-from .packed_columns import (PULSE_COLUMNS, compress, decompress, pack_columns, string_sensors,
-                                            unpack_columns)
+from .packed_columns import (BLOCK_COLUMNS, EVENT_COLUMNS, PULSE_COLUMNS, SomeEvents,
+                                            compress_events, decompress, string_sensors, unpack_columns)
 
 # %% ../../nbs/appendix/packed_format.ipynb #66f57ade
 EXACT = 49_152                     # codes below this one are the value itself, the 16,384 others are coarse
@@ -165,75 +170,144 @@ def pack_events(ranges: Ranges, b: int, stop: int, piece: pa.RecordBatch, sensor
     return np.r_[left, pack_events(ranges, half, stop, piece.slice(rows), sensors, out[codes:], bad)]
 
 # %% ../../nbs/appendix/packed_format.ipynb #62cef867
-def read_batch(path: Path, # a batch file of pulses
-               meta: dict[str, np.ndarray], # event_id, first_pulse_index, last_pulse_index, each (B,) int64
-               sensors: int, # S, sensors in the geometry
-               piece_rows: int = 1 << 17, # pulses in memory at a time, besides the codes
-               bad: dict[int, str]|None = None # gets the number of an event and its fault; None: raise it
+class EncodedEvents(NamedTuple):
+    "B events with N pulses."
+    lengths: np.ndarray            # (B,) int64, pulses of each event
+    first_time_ns: np.ndarray      # (B,) int64; 0 for an event without pulses
+    pulses: np.ndarray             # (N, 3) uint16, their codes
+
+class BatchFile:
+    "A batch file whose pulses are checked and encoded. Errors name file, row, event and mend."
+    def __init__(self, path: Path,
+                 meta: dict[str, np.ndarray], # event_id, first_pulse_index, last_pulse_index, each (B,) int64
+                 sensors: int, # S, sensors in the geometry
+                 bad: dict[int, str]|None = None): # gets the number of an event and its fault; None: raise it
+        self.path, self.sensors, self.bad, self.count = path, sensors, bad, len(meta['event_id'])
+        self.file = open_parquet(path, PULSES)
+        self.rows = self.file.metadata.num_rows
+        self.order = check_ranges(meta, self.rows, path, bad)
+        columns = ('event_id', 'first_pulse_index', 'last_pulse_index')
+        self.ranges = Ranges(path, *(meta[name][self.order] for name in columns))
+        self.rows_left_out = self.rows - int(self.ranges.lengths.sum())        # that belong to no event
+
+    def pieces(self, piece_rows: int) -> Iterator[tuple[np.ndarray, EncodedEvents]]:
+        "Numbers of events that have pulses, in the order of the file, and what is packed of them."
+        rows, done = read_pieces(self.file, PULSES, self.path, piece_rows), 0
+        for b, stop, piece in whole_events(rows, self.ranges.first, self.ranges.last + 1):
+            lengths, faults, done = self.ranges.lengths[b:stop], {}, stop
+            codes = np.empty((lengths.sum(), 3), np.uint16)
+            first_time = pack_events(self.ranges, b, stop, piece, self.sensors, codes,
+                                     None if self.bad is None else faults)
+            if faults:
+                sound = ~np.isin(np.arange(b, stop), list(faults))
+                codes, lengths = codes[np.repeat(sound, lengths)], lengths*sound
+                self.bad |= {int(self.order[number]): fault for number, fault in faults.items()}
+            yield self.order[b:stop], EncodedEvents(lengths, first_time, codes)
+        if done < len(self.order):
+            raise ValueError(f'{self.path} ends before its {self.rows:,} rows are read; copy it again')
+
+# %% ../../nbs/appendix/packed_format.ipynb #e1b60021
+PIECE_ROWS = 1 << 17               # rows of a batch file that are checked and encoded at a time
+GATHERED_EVENTS = 1 << 12          # whose pulses are put into the order of the meta rows at a time
+
+def gather_events(file: BatchFile, piece_rows: int # events in another order than that of the file
+    ) -> Iterator[EncodedEvents]: # all events in the order of the meta rows
+    "As `encode_batch`, with all codes in memory."
+    lengths, first_time, begin = np.zeros((3, file.count), np.int64)
+    codes, end = np.empty((file.ranges.lengths.sum(), 3), np.uint16), 0
+    for numbers, some in file.pieces(piece_rows):
+        lengths[numbers], first_time[numbers] = some.lengths, some.first_time_ns
+        begin[numbers] = end + np.cumsum(some.lengths) - some.lengths
+        codes[end:end + len(some.pulses)] = some.pulses
+        end += len(some.pulses)
+    for b in range(0, file.count, GATHERED_EVENTS):
+        rows = slice(b, b + GATHERED_EVENTS)
+        pulses = codes[range_rows(begin[rows], lengths[rows])]
+        yield EncodedEvents(lengths[rows], first_time[rows], pulses)
+
+def encode_batch(file: BatchFile, piece_rows: int = PIECE_ROWS
+    ) -> Iterator[EncodedEvents]: # all events in the order of the meta rows
+    "Read, check and encode a batch file. A piece of it is in memory at a time; a bad event gets no pulses."
+    if (file.order[1:] < file.order[:-1]).any():
+        yield from gather_events(file, piece_rows)
+        return
+    begin = 0
+    for numbers, some in file.pieces(piece_rows):
+        lengths, first_time = np.zeros((2, int(numbers[-1]) + 1 - begin), np.int64)
+        lengths[numbers - begin], first_time[numbers - begin] = some.lengths, some.first_time_ns
+        yield EncodedEvents(lengths, first_time, some.pulses)
+        begin += len(lengths)
+    yield EncodedEvents(*np.zeros((2, file.count - begin), np.int64), np.zeros((0, 3), np.uint16))
+
+# %% ../../nbs/appendix/packed_format.ipynb #e1b60022
+def read_batch(path: Path, meta: dict[str, np.ndarray], sensors: int, piece_rows: int = PIECE_ROWS,
+               bad: dict[int, str]|None = None # this and the first three as of `BatchFile`
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]: # offsets, codes (N, 3), first time, rows left out
-    """Read, check and encode one batch file.
-    A bad event gets no pulses. Errors name file, row, event and mend."""
-    file = open_parquet(path, PULSES)
-    rows, faults = file.metadata.num_rows, {}
-    order = check_ranges(meta, rows, path, bad)
-    ranges = Ranges(path, *(meta[k][order] for k in ('event_id', 'first_pulse_index', 'last_pulse_index')))
-    start = np.r_[0, np.cumsum(ranges.lengths)] # where events begin in `codes`, in the file's order
-    codes, first_time = np.empty((start[-1], 3), np.uint16), np.zeros(len(meta['event_id']), np.int64)
-    pieces, done = read_pieces(file, PULSES, path, piece_rows), 0
-    for b, stop, piece in whole_events(pieces, ranges.first, ranges.last + 1):
-        out, done = codes[start[b]:start[stop]], stop
-        first_time[order[b:stop]] = pack_events(ranges, b, stop, piece, sensors, out,
-                                                None if bad is None else faults)
-    if done < len(order):
-        raise ValueError(f'{path} ends before its {rows:,} rows are read; copy it again')
-    if bad is not None:
-        bad |= {int(order[b]): fault for b, fault in faults.items()}
-    lengths = np.maximum(meta['last_pulse_index'] + 1 - meta['first_pulse_index'], 0)
-    lengths[list(bad or ())] = 0
-    if bad or (order[1:] < order[:-1]).any():
-        begin = np.zeros_like(lengths)
-        begin[order] = start[:-1]
-        codes = codes[range_rows(begin, lengths)]
-    return np.r_[0, np.cumsum(lengths)], codes, first_time, int(rows - start[-1])
+    "Read, check and encode a batch file at once."
+    file = BatchFile(path, meta, sensors, bad)
+    lengths, first_time, codes = map(np.concatenate, zip(*encode_batch(file, piece_rows)))
+    return np.r_[0, np.cumsum(lengths)], codes, first_time, file.rows_left_out
 
-# %% ../../nbs/appendix/packed_format.ipynb #1c12d1e2
-BLOCK_PULSES = 1 << 20             # pulses of a block, about; a longer event is one of its own
-EVENT_COLUMNS = {'event_id': np.int64, 'azimuth': np.float32, 'zenith': np.float32, 'first_time_ns': np.int64,
-                 'lengths': np.uint32}
-BLOCK_COLUMNS = (*EVENT_COLUMNS, *PULSE_COLUMNS)       # rows of the file, for each block
-COMPRESSED = {'count': pa.int64(), 'bytes': pa.large_list(pa.uint8())}
+# %% ../../nbs/appendix/packed_format.ipynb #e1b60023
+@contextmanager
+def nameless_file(path: Path # of the file to be made
+    ) -> Iterator[FileIO]:
+    "An empty file on the disk of `path`, which is gone once it is closed. Raises CannotWrite."
+    with ExitStack() as stack:
+        with writing(path):
+            stack.enter_context(parent_made(path))
+            file = stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=path.parent))
+        yield file
 
-def block_ends(offsets: np.ndarray, # (B+1,) int64
-               block_pulses: int = BLOCK_PULSES
-    ) -> np.ndarray: # (K,) one past the last event of each block, rising
-    "Where blocks of whole events end."
-    block = offsets[:-1]//block_pulses
-    return np.append(np.flatnonzero(np.diff(block)) + 1, len(block)) if len(block) else np.zeros(0, int)
+def append_bytes(file: FileIO, data: np.ndarray, path: Path # (n,) uint8; named in the error
+    ) -> None:
+    "Write all bytes at the end of a file. Raises CannotWrite."
+    left = memoryview(data)
+    with writing(path):
+        while left:
+            left = left[file.write(left):]                  # a disk that is nearly full takes a part of them
 
-# %% ../../nbs/appendix/packed_format.ipynb #dc020007
-def compress_block(events: dict[str, np.ndarray], # `EVENT_COLUMNS`, (B,)
-                   pulses: np.ndarray, # (N, 3) uint16, those of the events
-                   per_string: int # of `string_sensors`
-    ) -> list[tuple[int, np.ndarray]]: # number of values, and bytes, of each of `BLOCK_COLUMNS`
-    "Compress all columns of some events."
-    events = events | {'event_id': np.diff(events['event_id'], prepend=np.int64(0))}  # most rise by a little
-    columns = [(len(values), compress(values)) for values in events.values()]
-    return columns + [(len(pulses), column) for column in pack_columns(pulses, events['lengths'], per_string)]
+class Content:
+    "The checksum of events that come part by part: that of all event columns, and then of all pulses."
+    def __init__(self):
+        self.events, self.crc, self.pulses = [], 0, 0
 
-def compress_events(events: dict[str, np.ndarray], # `EVENT_COLUMNS`, (B,)
-                    offsets: np.ndarray, pulses: np.ndarray, # (B+1,) int64; (N, 3) uint16
-                    per_string: int # of `string_sensors`
-    ) -> list[tuple[int, np.ndarray]]: # number of values, and bytes, of `BLOCK_COLUMNS`, block by block
-    "Compress a file, several blocks at a time where there are cores to spare."
-    def work(begin: int, end: int) -> list[tuple[int, np.ndarray]]:
-        some = {name: values[begin:end] for name, values in events.items()}
-        return compress_block(some, pulses[offsets[begin]:offsets[end]], per_string)
-    ends = block_ends(offsets).tolist()
-    with ThreadPoolExecutor(4) as pool:
-        blocks = pool.map(work, [0, *ends[:-1]], ends)
-        return [column for block in blocks for column in block]
+    def noted(self, parts: Iterable[SomeEvents]) -> Iterator[SomeEvents]:
+        "Pass events on."
+        for events, pulses in parts:
+            self.events.append(events)
+            self.crc = zlib.crc32(np.ascontiguousarray(pulses), self.crc)
+            self.pulses += len(pulses)
+            yield events, pulses
+
+    def checksum(self) -> str: # 8 hexadecimal digits, as in files of older versions
+        "The checksum of what was passed on."
+        columns = {name: np.concatenate([np.zeros(0, dtype), *(events[name] for events in self.events)])
+                   for name, dtype in EVENT_COLUMNS.items()}
+        offsets = np.r_[0, np.cumsum(columns.pop('lengths'), dtype=np.int64)]
+        crc = int(checksum({}, [*columns.values(), offsets]), 16)
+        return f'{join_crc(crc, self.crc, PULSE_BYTES*self.pulses):08x}'
 
 # %% ../../nbs/appendix/packed_format.ipynb #dc020002
+def write_packed_events(path: Path, # the file to be made
+                        parts: Iterable[SomeEvents], # its events in order, in parts of any size
+                        per_string: int, # of `string_sensors`, for all its pulses
+                        about: Callable[[], dict[str, str]] # called after the last part; kept in the header
+    ) -> int: # number of pulses
+    "Write a packed batch file, whole or not at all, while its events come. Raises CannotWrite."
+    content, counts, ends = Content(), [], [0]
+    with nameless_file(path) as waiting:
+        for count, column in compress_events(content.noted(parts), per_string):
+            append_bytes(waiting, column, path)
+            counts.append(count)
+            ends.append(ends[-1] + len(column))
+        joined = np.memmap(waiting, np.uint8, 'r') if ends[-1] else np.zeros(0, np.uint8)
+        table = {'count': pa.array(counts, pa.int64()),
+                 'bytes': pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(joined))}
+        header = {'icecube_nb': VERSION, 'content': content.checksum(), 'per_string': str(per_string)}
+        write_arrow(path, table, header | {k: v for k, v in about().items() if k not in header})
+    return content.pulses
+
 def write_packed(path: Path, # the file to be made
                  event_id: np.ndarray, # (B,) int64
                  azimuth: np.ndarray, zenith: np.ndarray, # (B,) rad, NaN where not known
@@ -245,21 +319,7 @@ def write_packed(path: Path, # the file to be made
     "Write a packed batch file, whole or not at all."
     values = event_id, azimuth, zenith, first_time_ns, np.diff(offsets)
     events = {name: np.asarray(v).astype(EVENT_COLUMNS[name]) for name, v in zip(EVENT_COLUMNS, values)}
-    content = checksum({}, [*list(events.values())[:4], offsets, pulses])    # as in files of older versions
-    per_string = string_sensors(pulses[:, 0])
-    rows = compress_events(events, offsets, pulses, per_string)
-    counts, columns = [count for count, _ in rows], [column for _, column in rows]
-    del rows
-    ends = np.cumsum([0, *map(len, columns)])
-    joined = np.empty(ends[-1], np.uint8)
-    for end in ends[:0:-1]:                                 # each column leaves memory once it is copied
-        column = columns.pop()
-        joined[end - len(column):end] = column
-        del column
-    table = {'count': pa.array(counts, pa.int64()),
-             'bytes': pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(joined))}
-    header = {'icecube_nb': VERSION, 'content': content, 'per_string': str(per_string)}
-    write_arrow(path, table, header | about)
+    write_packed_events(path, [(events, pulses)], string_sensors(pulses[:, 0]), lambda: about)
 
 # %% ../../nbs/appendix/packed_format.ipynb #18f452f6
 @dataclass(frozen=True)
