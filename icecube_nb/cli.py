@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'TABLES_MB', 'NETWORK_MB', 'WITHOUT_TORCH', 'ARROW_MB', 'STOPPED', 'CLOSED_PIPE', 'LONGEST_LINE',
-           'TRACEBACK', 'check_given_once', 'parse', 'expand_paths', 'check_memory', 'NamedOutput', 'run_command',
-           'print_anyhow', 'open_streams', 'describe_error', 'check_working_folder', 'main']
+           'TRACEBACK', 'check_given_once', 'parse', 'hide_none_defaults', 'expand_paths', 'check_memory',
+           'NamedOutput', 'run_command', 'print_anyhow', 'open_streams', 'describe_error', 'check_working_folder',
+           'main']
 
 # %% ../nbs/appendix/command_line.ipynb #3a3d070c
 import codecs
+import inspect
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
@@ -64,6 +66,21 @@ def parse(arguments: Sequence[str]) -> object: # a command, ready to be called
     return tyro.cli(union, prog='icecube-nb', args=list(arguments) or ['--help'],
                     description='Neutrino directions from IceCube pulses. `COMMAND --help` says more.',
                     config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes))
+
+# %% ../nbs/appendix/command_line.ipynb #c0d1c102
+def hide_none_defaults(commands: Iterable[type]) -> None: # dataclasses; their annotations are changed
+    "Leave `(default: None)` out of the help text. Versions of tyro that cannot leave it out still show it."
+    if 'help_behavior_hint' not in inspect.signature(tyro.conf.arg).parameters:
+        return
+    without_hint = tyro.conf.arg(help_behavior_hint='')
+    for owner in {base for command in commands for base in command.__mro__}:
+        own = inspect.get_annotations(owner)
+        unset = [name for name in own if getattr(owner, name, ...) is None]
+        owner_hints = {name: Annotated[own[name], without_hint] for name in unset}
+        if owner_hints:
+            owner.__annotations__ = own | owner_hints
+
+hide_none_defaults(COMMANDS.values())
 
 # %% ../nbs/appendix/command_line.ipynb #61d45c6f
 def expand_paths(command: object) -> None: # a dataclass, changed
