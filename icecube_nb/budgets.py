@@ -189,8 +189,7 @@ def packed_bytes(batch: PackedBatch) -> int:
     events = {name: np.asarray(getattr(batch, name)).astype(dtype) for name, dtype in EVENT_COLUMNS.items()}
     return sum(column.nbytes for _, column in compress_events([(events, batch.pulses)], per_string))
 
-# a folder of competition files, and its packed training files
-def disk_line(data: Path, batches: list[PackedBatch],
+def disk_line(data: Path, batches: list[PackedBatch], # competition files, and their packed training files
               packing: dict # `bench/results/packing.json`
     ) -> str: # a sentence
     "A sentence on the disk space and packing time of the competition's events."

@@ -311,8 +311,7 @@ def file_checksum(path: Path, algorithm: str = 'blake2b' # or `sha256`
 # %% ../../nbs/appendix/storage.ipynb #d7190884
 VERSION = '1'                      # of the fingerprints; a change makes every cache be built again
 
-# bytes, texts or arrays that the result depends on; a Path stands for that file
-def fingerprint(*parts: object
+def fingerprint(*parts: object # bytes, texts or arrays that a result depends on; a Path stands for its file
     ) -> str: # 32 hexadecimal digits
     "Hash of `parts` and of the format's version."
     digest = hashlib.blake2b(VERSION.encode(), digest_size=16)

@@ -107,10 +107,8 @@ def same_classes(one: Sky, other: Sky) -> bool:
             and np.array_equal(one.zenith_class, other.zenith_class))
 
 # %% ../../nbs/appendix/posterior_grid.ipynb #f0970106
-# azimuth, zenith logits of each map, (B, n)
-def class_tables(grid: SkyGrid, heads: list[tuple[np.ndarray, np.ndarray]]
-    # (classes, B) what they add to log p; (P,) class of each point
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def class_tables(grid: SkyGrid, heads: list[tuple[np.ndarray, np.ndarray]] # (B, n) azimuth, zenith logits
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]: # (classes, B) added to log p; (P,) class of each point
     "What the classes say: a table for each azimuth and zenith and each different set of classes."
     tables = {}
     for number, (azimuth_logits, zenith_logits) in enumerate(heads):
