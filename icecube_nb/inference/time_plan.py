@@ -64,7 +64,7 @@ class TimePlan:
     def note(self, name: str, events: int, seconds: float, whole: bool = True) -> None:
         "Learn from a part that was answered, as a whole or cut short."
         cost = seconds/max(events, 1)
-        if not whole:                  # that a way is dear says nothing about the machine
+        if not whole:                  # one expensive way says nothing about the machine
             self.costs[name] = max(self.costs[name], cost/self.slowness)
             return
         if name not in self.seen:      # was it measured badly, or is the machine slower by now?
