@@ -51,7 +51,7 @@ def reasons_not_to_run(device: torch.device, precision: str, # a key of `PRECISI
     ) -> dict[str, str]: # backend to the reason why it does not run; '' if it runs
     "Why attention backends do not run on a device in a precision, for each of them."
     place = Place(device, PRECISION[precision] or torch.float32, head_size)
-    return {name: backend.missing(place) for name, backend in BACKENDS.items()}
+    return {name: backend.why_not(place) for name, backend in BACKENDS.items()}
 
 def machine_facts(device: torch.device) -> dict:
     "Names and versions that belong to every figure measured here."
@@ -59,8 +59,8 @@ def machine_facts(device: torch.device) -> dict:
     facts = {'torch': torch.__version__, 'device': str(card or device)}
     if card is not None:
         facts |= {'capability': '.'.join(map(str, card.capability)), 'memory_gb': card.memory_bytes/1e9}
-    missing = reasons_not_to_run(device, 'fp16' if card else 'fp32')
-    return facts | {'backends': [name for name, why in missing.items() if not why]}
+    reasons = reasons_not_to_run(device, 'fp16' if card else 'fp32')
+    return facts | {'backends': [name for name, why in reasons.items() if not why]}
 
 # %% ../nbs/appendix/gpu.ipynb #69b0000e
 def wait_for_device(device: torch.device) -> None:
