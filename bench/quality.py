@@ -218,20 +218,20 @@ def answers(state: State, packed: PackedBatch, sensors: np.ndarray, turns: int =
     "Direction (B, 3) that each head answers; the events are shown turned by sixths of a circle."
     c, found = state.config, {}
     back = turns*2*np.pi/DETECTORS['icecube86'].turns
-    state.model.eval()
+    model = state.eval_model.eval()         # the averaged weights, if the run has them
     file = EventFile(packed, code_tables(sensors))
     for batch in inference_batches(file, np.arange(len(packed)), c.model.features, c.data.max_pulses):
         features = batch.features
         if turns:
             features = torch.from_numpy(turn_features(features.numpy(), c.model.features, turns))
         with torch.inference_mode():
-            output = state.model(features, batch.offsets, batch.lengths)
+            output = model(features, batch.offsets, batch.lengths)
         columns = decode_heads(output, state.bins)
         for head in c.model.outputs:
             row = found.setdefault(NAME_OF_HEAD.get(head, head), np.full((len(packed), 3), np.nan))
             azimuth, zenith = columns[f'{head}_azimuth'], columns[f'{head}_zenith']
             row[batch.event] = direction_from_angles(azimuth - back, zenith)
-    state.model.train()
+    model.train()
     return found
 
 
