@@ -368,8 +368,8 @@ def minutes_run(a: argparse.Namespace, own: Prepared, other: Prepared) -> dict:
     `own` holds the events to train on. The run is tested on the test events of both data sets."""
     torch.set_num_threads(a.threads)
     before, begin = max(checkpoints(a.run), default=0), time.process_time()
-    state = train(own, a.run, preset(a.preset), a.minutes, 'cpu', Progress('training'),
-                  session_minutes=a.session_minutes)
+    config = override(preset(a.preset), {'train.seed': a.seeds[0]})
+    state = train(own, a.run, config, a.minutes, 'cpu', Progress('training'), session_minutes=a.session_minutes)
     seconds = time.process_time() - begin
     sessions = sessions_of(a.run, seconds if state.step > before else None)
     worlds = {'errors': own, 'crossed': other}
@@ -382,7 +382,7 @@ def minutes_run(a: argparse.Namespace, own: Prepared, other: Prepared) -> dict:
             'steps': state.step, 'parameters': sum(p.numel() for p in state.model.parameters()),
             'sessions': len(sessions), 'seconds': round(state.seconds),
             'cpu_seconds': round(sum(sessions)), 'simulator': VERSION, 'training_events': a.files*a.file_events,
-            'world': a.worlds[0]} | found
+            'world': a.worlds[0], 'seed': a.seeds[0], 'precision': state.precision} | found
 
 
 def errors_of_run(run: Path, prepared: Prepared) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -515,7 +515,7 @@ def read_arguments() -> argparse.Namespace:
     add('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS) +
         '; more arms: ' + ', '.join(EXTRA_ARMS).replace('%', '%%'))
     add('--events', type=int, default=16000, help='of a run, a multiple of --file-events')
-    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='of the runs; `minutes` takes the first')
     add('--reference', default='deep', help='arm that the others are compared with; run it first')
     add('--worlds', nargs='+', default=list(WORLDS), choices=list(WORLDS), help='that the runs learn from')
     add('--threads', type=int, default=1)
