@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .commands import DeviceOption, Ensemble, Predict, Prepare, Simulate, Stack, Train
+from .commands import ArrayName, DeviceOption, Ensemble, Predict, Prepare, Simulate, Stack, Train
 
 LEAST_EVENTS = 100               # per batch; `fit_calibration` needs as many
 
@@ -25,7 +25,7 @@ class Demo(DeviceOption):
     submission in the folder `out`. Run it again to resume."""
     minutes: float = 5.0         # of training
     out: Path|None = None        # folder for the run, submission.csv and demo.csv (default: runs/demo)
-    array: str = 'icecube86'     # or gen2_extension, arca_block, pone_triangle, nine_strings, with its ice
+    array: ArrayName = 'icecube86' # or gen2_extension, arca_block, pone_triangle, nine_strings, with its ice
     preset: str = 'laptop'       # the settings to train with
     batches: int = 8             # training batch files; the last two are for stack and ensemble
     events_per_batch: int = 15_000 # events in each
