@@ -237,7 +237,7 @@ def prepare_training(command: Train) -> list: # of data.prepare.Prepared
     announce = partial(print, flush=True) if first else None
     folders = [data, *(find_data(folder)[0] for folder in command.more_data or ())]
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(f'--more-data names {folders[-1]} again; name other folders than --data')
+        raise ValueError(f'--data and --more-data name {folders[-1]} twice; name each folder once')
     batches = parse_batches(command.batches)
     prepared = [prepare(folder, batches=batches, splits=('train',), on_bad_event='skip', progress=progress,
                         announce=announce, pack_space=space) for folder in folders]

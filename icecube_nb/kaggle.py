@@ -189,8 +189,8 @@ def write_check(folder: Path, # to be made
     for run in runs:
         answers, _ = answer_check(folder, run)
         if not np.isfinite(answers[['azimuth', 'zenith']]).any(axis=None):
-            raise ValueError(f'the run {run.name} has a finite answer to none of {len(answers)} simulated '
-                             'events; bundle another one, or an earlier step')
+            raise ValueError(f'the run {run.name} answers {len(answers)} simulated events, all with NaN; '
+                             'bundle another run, or an earlier step')
         answers.to_csv(folder/f'answers_{run.name}.csv', index=False)
 
 # %% ../nbs/06_kaggle.ipynb #399ac994
@@ -357,7 +357,8 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
     angles = (table[column].to_numpy() for table in (known, found) for column in ('azimuth', 'zenith'))
     away = angular_error(*(each[whole] for each in angles))     # longer ones are thinned, each in its own way
     if not away.mean() < TOLERANCE_RAD:
-        raise ValueError(f'copies of events differ from their originals by {away.mean():.3f} rad on average')
+        raise ValueError(f'copies of events got other answers than their originals, by {away.mean():.3f} rad '
+                         'on average; answer on the CPU, or with --precision fp32')
     seconds = time.perf_counter() - began - written
     return (f'real size: {done.events:,} events in {files} files on {device}, {seconds:.0f} s, '
             f'{len(away):,} copies {away.mean():.1e} rad from their originals on average, {away.max():.1e} '
@@ -379,7 +380,7 @@ def self_check(bundle_here: Bundle, device: str = 'auto', precision: str = 'auto
             if real_size:
                 lines.append(real_size_check(bundle_here, tried, precision))
             return Check(tried, rates, '\n'.join(lines))
-    raise ValueError('this machine does not answer as the bundle says:\n' + '\n'.join(lines))
+    raise ValueError('the answers of this machine differ from those in the bundle:\n' + '\n'.join(lines))
 
 # %% ../nbs/06_kaggle.ipynb #6c1b8ea2
 def training_batches(data: Path, # competition files

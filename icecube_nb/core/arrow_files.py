@@ -119,11 +119,11 @@ def is_compressed(path: Path) -> bool: # a whole Arrow file
         compressed |= table_field(message, batch, 3) is not None
     return compressed
 
-def holds_numbers(kind: pa.DataType) -> bool:
+def holds_numbers(dtype: pa.DataType) -> bool:
     "Whether a column holds numbers or booleans, or lists of them."
-    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return holds_numbers(kind.value_type)
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        return holds_numbers(dtype.value_type)
+    return pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_boolean(dtype)
 
 # %% ../../nbs/appendix/arrow_files.ipynb #abd6ac3a
 def map_arrow(path: Path, # a file of `write_arrow`
@@ -294,8 +294,8 @@ def check_unpacked(path: Path) -> None: # a parquet file
                               (sum(values), 10*max(MOST_VALUES, size), 'values'),
                               (unpacked, max(MOST_UNPACKED, MOST_TIMES*size), 'bytes')):
         if count > most:
-            raise ValueError(f'{path} unpacks {size:,} bytes to {count:,} {unit}, which no real data do; '
-                             'copy it again')
+            raise ValueError(f'{path} has {size:,} bytes and unpacks to {count:,} {unit}, far more than real '
+                             'data; copy it again')
 
 # %% ../../nbs/appendix/arrow_files.ipynb #fa200017
 def text_columns(file: pq.ParquetFile) -> list[str]:
@@ -339,8 +339,8 @@ def read_frame(path: str|Path, # a parquet file
         first = sorted(table.column_names, key=lambda name: name not in index)  # the index comes first
         table = table.select(first)
         frame = table.to_pandas(ignore_metadata=True)
-        texts = {name: plain_column(frame[name]) for name, kind in frame.dtypes.items()
-                 if isinstance(kind, pd.CategoricalDtype)}
+        texts = {name: plain_column(frame[name]) for name, dtype in frame.dtypes.items()
+                 if isinstance(dtype, pd.CategoricalDtype)}
         return frame.assign(**texts) if texts else frame
     except (pa.ArrowException, OSError, OverflowError, TypeError, AttributeError, RecursionError) as e:
         raise_if_out_of_memory(e)

@@ -113,8 +113,8 @@ def refuse_inputs(path: Path, inputs: Iterable[str|Path|None]) -> None:
         source = Path(os.path.realpath(expand(name)))
         same = source.exists() and target.exists() and os.path.samefile(source, target)
         if same or target in (source, *source.parents):
-            raise ValueError(f'{path} is to be written, but {name} is read by the same call; choose another '
-                             'name')
+            raise ValueError(f'{path} cannot be written, because the same command reads {name}; choose '
+                             'another name')
 
 def check_parent(path: Path) -> None:
     "Raise an OSError unless the folder of `path` can be written to, or can be made."
@@ -271,8 +271,8 @@ def check_folder(path: str|Path, # to be filled
     with writing(path):
         names = names_in(target)
     if names and not is_marked(target, kind) and not (recognise and recognise(target)):
-        raise FileExistsError(f'{path} holds something else than a {kind} (such as {names[0]}); choose '
-                              'another folder')
+        raise FileExistsError(f'{path} holds other files (such as {names[0]}) and no {kind}; choose another '
+                              'folder')
     return target
 
 # %% ../../nbs/appendix/outputs.ipynb #cfbcc485

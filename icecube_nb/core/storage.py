@@ -8,8 +8,9 @@ __all__ = ['ROOM_MB', 'OUT_OF_MEMORY', 'LIBRARY_MB', 'SUFFIX', 'TEMPORARY', 'MAX
            'raise_if_out_of_memory', 'memory_errors', 'need_memory', 'CannotWrite', 'writing', 'temporary_name',
            'try_lock', 'parent_made', 'sync', 'written_whole', 'is_running', 'in_use', 'remove_leftovers', 'sync_tree',
            'exchange', 'put_in_place', 'failed_to_write', 'folder_written_whole', 'file_checksum', 'fingerprint',
-           'changed_ns', 'source_note', 'is_unchanged', 'is_moved', 'read_regular', 'short_integer', 'read_json',
-           'read_note', 'check_archive', 'rewrite_note', 'folders_with', 'lock_handle', 'locked', 'claimed']
+           'is_made_from', 'changed_ns', 'source_note', 'is_unchanged', 'is_moved', 'read_regular', 'short_integer',
+           'read_json', 'read_note', 'check_archive', 'rewrite_note', 'folders_with', 'lock_handle', 'locked',
+           'claimed']
 
 # %% ../../nbs/appendix/storage.ipynb #5a3e067d
 import ctypes
@@ -311,22 +312,29 @@ def file_checksum(path: Path, algorithm: str = 'blake2b' # or `sha256`
 # %% ../../nbs/appendix/storage.ipynb #d7190884
 VERSION = '1'                      # of the fingerprints; a change makes every cache be built again
 
-def fingerprint(*parts: object # bytes, texts or arrays that a result depends on; a Path stands for its file
+# bytes, texts or arrays that the result depends on; a Path stands for the name and the size of that file
+def fingerprint(*parts: object,
+                times: bool = False # also for the time at which it was modified, as in earlier versions
     ) -> str: # 32 hexadecimal digits
     "Hash of `parts` and of the format's version."
     digest = hashlib.blake2b(VERSION.encode(), digest_size=16)
     for part in parts:
         if isinstance(part, Path):
             info = part.stat()
-            part = f'{part.name} {info.st_size} {info.st_mtime_ns}'
+            part = f'{part.name} {info.st_size}' + (f' {info.st_mtime_ns}' if times else '')
         digest.update(b'\0')
         digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()
 
+def is_made_from(known: str|None, # a fingerprint, of this or of an earlier version
+                 *parts: object) -> bool: # of `fingerprint`
+    "Whether a fingerprint is that of `parts`. Whether the files have the same bytes, `is_unchanged` tells."
+    return known in (fingerprint(*parts), fingerprint(*parts, times=True))
+
 # %% ../../nbs/appendix/storage.ipynb #1ad8d94d
 def changed_ns(path: Path) -> int: # ns since 1970
-    "When a file last changed, by the clock of the file system (ctime)."
-    return path.stat().st_ctime_ns
+    "When a file last changed, by the clock of the file system (ctime). Windows keeps no such time."
+    return path.stat().st_mtime_ns if os.name == 'nt' else path.stat().st_ctime_ns
 
 def source_note(path: Path) -> dict[str, str]: # to be kept with what is made from the file
     "What tells later whether a file has changed."

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.arrow_files import open_checked
-from ..core.storage import (fingerprint, is_unchanged, raise_if_out_of_memory, read_note, reason_of,
-                                     rewrite_note, source_note, temporary_name, writing, written_whole)
+from ..core.storage import (fingerprint, is_made_from, is_unchanged, raise_if_out_of_memory,
+                                     read_note, reason_of, rewrite_note, source_note, temporary_name,
+                                     writing, written_whole)
 from ..physics.detector import ICE_FILE, ice_text, read_ice
 
 # %% ../../nbs/appendix/competition_files.ipynb #86fce4a5
@@ -39,7 +40,7 @@ def find_data(folder: str|Path|None = None # a competition-format folder; None l
         path = Path(named[0]).expanduser()
         if not (path/'sensor_geometry.csv').is_file():
             raise FileNotFoundError(f'{path} ({named[1]}) has no sensor_geometry.csv; name the folder that '
-                                    'holds the competition files, or none for simulated data')
+                                    'holds the competition files, or leave it out to use simulated data')
         return path, f'data: {path} ({named[1]})'
     if kaggle:
         return kaggle, f'data: {kaggle} (the competition as mounted on Kaggle)'
@@ -228,7 +229,7 @@ def spill_meta(meta_path: Path, # the meta file
             raw.unlink(missing_ok=True)
         raise
     if not row:
-        raise ValueError(f'{meta_path} has no rows; copy it again or take it away')
+        raise ValueError(f'{meta_path} has no rows; copy it again or remove it')
     return rows.dtype, spill
 
 # %% ../../nbs/appendix/competition_files.ipynb #b6193bcd
@@ -241,16 +242,16 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
     split = meta_path.stem.removesuffix('_meta')
     kinds = INDICES if split == 'test' else INDICES | ANGLES
     open_parquet(meta_path, kinds) # raises before anything is written
-    made_from, note = fingerprint(meta_path), out/f'{split}.json'
+    note = out/f'{split}.json'
     old = read_note(note)
-    if old.get('fingerprint') == made_from and is_unchanged(meta_path, old):
+    if is_made_from(old.get('fingerprint'), meta_path) and is_unchanged(meta_path, old):
         listed = old.get('batches')
         listed = listed if isinstance(listed, list) else []                 # a note that was changed
         files = {b: out/f'{split}_batch_{b}.parquet' for b in listed if type(b) is int}
         if files and len(files) == len(listed) and all(f.is_file() for f in files.values()):
             rewrite_note(note, old, meta_path)
             return files
-    noted = source_note(meta_path)
+    noted = {'fingerprint': fingerprint(meta_path)} | source_note(meta_path)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     dtype, spill = spill_meta(meta_path, kinds, out, piece_rows)
@@ -266,7 +267,7 @@ def split_train_meta(meta_path: str|Path, # `train_meta.parquet`; or `test_meta.
         for raw in spill.values():
             raw.unlink(missing_ok=True)
     with written_whole(note) as part:
-        part.write_text(json.dumps({'fingerprint': made_from, **noted, 'batches': list(files)}))
+        part.write_text(json.dumps(noted | {'batches': list(files)}))
     return files
 
 # %% ../../nbs/appendix/competition_files.ipynb #6abc9031

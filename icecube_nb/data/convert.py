@@ -6,7 +6,7 @@
 __all__ = ['GROUP_ROWS', 'META', 'ANGLES', 'OUTPUTS', 'State', 'save_state', 'Options', 'cut_chunk', 'BatchFile', 'part_file',
            'Part', 'remaining', 'count_left_out', 'take_events', 'write_parts', 'output_rows', 'join_parts',
            'write_detector', 'count_rows', 'describe', 'Converted', 'read_test_events', 'check_options',
-           'conversion_fingerprint', 'load_state', 'count_outputs', 'finish', 'convert']
+           'conversion_parts', 'load_state', 'note_files', 'count_outputs', 'finish', 'convert']
 
 # %% ../../nbs/appendix/convert.ipynb #1efc5a92
 import json
@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.outputs import check_folder, mark_folder
-from ..core.storage import claimed, fingerprint, read_note, remove_leftovers, written_whole
+from ..core.storage import (changed_ns, claimed, fingerprint, is_made_from, is_unchanged, read_note,
+                                     remove_leftovers, source_note, written_whole)
 from .convert_events import (MEANINGS, SCHEMA, DirectionCheck, Rows, Sensors, read_columns,
                                             read_places, rows_of)
 from .layouts import (SQLITE, EventChunk, Layout, Source, Table, database, event_chunks,
@@ -47,6 +48,7 @@ class State:
     brightest: list = field(default_factory=list) # of `DirectionCheck`
     direction: str = ''          # what the user's angles say, `from` or `to`
     finished: bool = False
+    files: list = field(default_factory=list) # `source_note` of each file that is read; older ones have none
 
 def save_state(folder: Path, state: State) -> None:
     "Write conversion.json."
@@ -309,30 +311,44 @@ def check_options(direction: str|None, test_share: float, events_per_batch: int)
     if events_per_batch < 1:
         raise ValueError(f'--events-per-batch is {events_per_batch}; it must be at least 1')
 
-def conversion_fingerprint(sources: list[Source], options: Options, others: Iterable[Path|None],
-                           offset_m: tuple[float, float, float]) -> str:
-    "Fingerprint of all that a conversion depends on."
+# %% ../../nbs/appendix/convert.ipynb #4ea968e1
+def conversion_parts(sources: list[Source], options: Options, others: Iterable[Path|None],
+                     offset_m: tuple[float, float, float]
+    ) -> list[Path|str|bytes]: # of `fingerprint`
+    "All that a conversion depends on."
     tables = [table for source in sources for table in (source.pulses, source.truth) if table]
     files = [part for table in tables for part in (table.path, table.name)]
     test = b'' if options.test_events is None else options.test_events.tobytes()
-    return fingerprint(*files, *(path or '' for path in others), repr(sources[0].layout), test, repr(
-        (options.direction, options.events_per_batch, options.test_share, tuple(map(float, offset_m)))))
+    return [*files, *(path or '' for path in others), repr(sources[0].layout), test, repr(
+        (options.direction, options.events_per_batch, options.test_share, tuple(map(float, offset_m))))]
 
-# %% ../../nbs/appendix/convert.ipynb #4ea968e1
 def load_state(folder: Path, sources: list[Source], options: Options, others: Iterable[Path|None],
-               offset_m: tuple[float, float, float]) -> State:
+               offset_m: tuple[float, float, float], progress: Callable[[int, int, str], None]|None) -> State:
     "The note of a conversion that was begun, or a new one. Raises FileExistsError for another conversion."
-    made_from = conversion_fingerprint(sources, options, others, offset_m)
+    parts = conversion_parts(sources, options, others, offset_m)
+    files = list(dict.fromkeys(part for part in parts if isinstance(part, Path)))
     note = read_note(folder/'conversion.json')
-    if note and note.get('made_from') != made_from:
+    if not note:
+        return State(fingerprint(*parts), direction=options.direction, files=note_files(files, progress))
+    same = is_made_from(note.get('made_from'), *parts)
+    if not (same and all(map(is_unchanged, files, note.get('files', [])))):
         raise FileExistsError(f'{folder} holds a conversion of other files, or with other options; choose '
                               'another folder, or remove it')
-    state = State(**note) if note else State(made_from)
-    if not state.direction:                      # a new one, or one of an earlier version
-        state.direction = options.direction
-        if note:
-            save_state(folder, state)
+    state = State(**note)
+    state.direction = state.direction or options.direction  # an earlier version did not note it
+    state.files = [noted | {'changed_ns': str(changed_ns(path))} for path, noted in zip(files, state.files)]
+    if vars(state) != note:                                 # copied files: they are not read the next time
+        save_state(folder, state)
     return state
+
+def note_files(files: list[Path], progress: Callable[[int, int, str], None]|None) -> list[dict[str, str]]:
+    "The `source_note` of each file. All bytes are read."
+    notes = []
+    for path in files:
+        if progress:
+            progress(0, 1, f'reading {path.name}')
+        notes.append(source_note(path))
+    return notes
 
 # %% ../../nbs/appendix/convert.ipynb #6ff7411b
 def count_outputs(folder: Path) -> dict[str, int]: # rows of each table
@@ -380,7 +396,7 @@ def convert(inputs: Iterable[Path], # files and folders, see `layouts.find_sourc
     expected = sum(count_rows(table) for table in {source.truth for source in sources} if table)
     with claimed(folder):
         mark_folder(folder, 'converted data set')
-        state = load_state(folder, sources, options, others, offset_m)
+        state = load_state(folder, sources, options, others, offset_m, progress)
         sensors = Sensors(given if geometry else state.places, geometry)
         if not state.finished:
             for place in (folder, folder/'train', folder/'test', folder/'parts'):

@@ -70,7 +70,7 @@ class Sensors:
         shown = ', '.join(f'{x:.2f}' for x in place)
         if self.geometry:
             far_m = np.linalg.norm(self.places - place, axis=1).min()
-            raise ValueError(f'{path} has a pulse at ({shown}) m, {far_m:.2f} m from the next sensor of '
+            raise ValueError(f'{path} has a pulse at ({shown}) m, {far_m:.2f} m from the nearest sensor of '
                              f'{self.geometry}; give the geometry of these data')
         if len(self.rows) == MAX_SENSORS:
             raise ValueError(f'{path} has more than {MAX_SENSORS:,} sensors, such as ({shown}) m, which '

@@ -195,8 +195,8 @@ def choose_pulses(tables: list[Table], layout: Layout, name: str|None # as the u
     found = [t for t in tables if holds_pulses(layout, t) and name in (None, t.name)]
     names = sorted({t.name for t in tables if holds_pulses(layout, t)})
     if not found:
-        raise ValueError(f'no table {name or "with pulses"} of the layout {layout.name} is in '
-                         f'{tables[0].path}; there is {", ".join(names) or "none"}')
+        raise ValueError(f'{tables[0].path} has no table {name or "of pulses"} in the layout {layout.name}; '
+                         f'it has {", ".join(names) or "no table of pulses"}')
     if len(names) > 1 and name is None and {t.path.suffix for t in found} & {*SQLITE, '.parquet'}:
         raise ValueError(f'{found[0].path} has several tables of pulses: {", ".join(names)}; choose one by '
                          '--pulses')
@@ -250,8 +250,8 @@ def whole_numbers(values: np.ndarray, table: Table, column: str) -> np.ndarray: 
     except (ValueError, TypeError, OverflowError):
         same = False
     if not same:
-        raise ValueError(f'{table.path} {table.name}: {column} is not a whole number everywhere; number the '
-                         'events')
+        raise ValueError(f'{table.path} {table.name}: column {column} has other values than whole numbers; '
+                         'number the events')
     return whole
 
 def sqlite_pieces(table: Table, columns: dict[str, str], # with `event`; our name to theirs
@@ -278,8 +278,8 @@ def as_floats(values, table: Table, column: str) -> np.ndarray: # (N,) float64, 
             return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return np.array(values, float)
     except (ValueError, TypeError, pa.ArrowException):
-        raise ValueError(f'{table.path} {table.name}: {column} is not a number everywhere; correct it'
-                         ) from None
+        raise ValueError(f'{table.path} {table.name}: column {column} has values that are not numbers; '
+                         'correct them') from None
 
 # %% ../../nbs/appendix/layouts.ipynb #9587567f
 def arrow_batches(table: Table, columns: Iterable[str], after: int, rows: int
@@ -466,7 +466,7 @@ def check_once(source: Source, numbers: np.ndarray, seen: set[int] # grows
     "Raise ValueError for an event whose pulses lie in two places of the file."
     for number in numbers.tolist():
         if number in seen:
-            raise ValueError(f'{source.pulses.path}: the pulses of event {number} lie in two places; sort '
+            raise ValueError(f'{source.pulses.path}: the pulses of event {number} do not lie together; sort '
                              f'the file by {source.layout.event}')
         seen.add(number)
 

@@ -149,6 +149,6 @@ class PackSpace:
             path.unlink()
             used -= there[path].st_size
         if used + size > limit:
-            raise OSError(f'{self.folder}: {format_bytes(used + size)} are needed for one packed file and '
-                          f'the one that validates, but only {format_bytes(limit)} may be used; give more '
-                          'with --pack-space')
+            raise OSError(f'{self.folder}: one packed file and the one for validation need '
+                          f'{format_bytes(used + size)}, but only {format_bytes(limit)} may be used; allow '
+                          'more with --pack-space')

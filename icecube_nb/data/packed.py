@@ -432,7 +432,7 @@ def load_packed(path: str|Path, # a file that `prepare` wrote
             check_bytes(path)
         about, arrays = map_arrow(path)
         if about.get('icecube_nb') != VERSION:
-            raise ValueError(f'not of format version {VERSION}')
+            raise ValueError(f'its format version is not {VERSION}')
         if 'per_string' in about:
             batch = open_blocks(path, about, arrays)
         elif arrays.keys() != {*PACKED, 'offsets'}:

@@ -54,7 +54,7 @@ def read_options(text: str, source: object = 'answers' # of `to_json`; a name fo
     except (ValueError, TypeError):
         sound = [False]
     if not all(sound):
-        raise ValueError(f'{source} has the answer options {text!r}; make it again')
+        raise ValueError(f'{source} has answer options that cannot be read ({text!r}); make it again')
     return options
 
 OPTIONS_FILE = 'answer_options.json'    # beside the weights in a bundle

@@ -109,8 +109,8 @@ def read_forest(text: str, # of LightGBM, perhaps changed by somebody
         raise ValueError(f'{path} does not hold valid boosters ({e}); copy it, or run `icecube-nb '
                          'ensemble` again') from None
     splits = max(len(tree['feature']) for tree in trees)
-    def table(name, width, empty, kind):
-        out = np.full((len(trees), width), empty, kind)
+    def table(name, width, empty, dtype):
+        out = np.full((len(trees), width), empty, dtype)
         for row, tree in zip(out, trees):
             row[:len(tree[name])] = tree[name]
         return out

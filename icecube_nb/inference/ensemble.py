@@ -291,8 +291,8 @@ def ensemble_answers(ensemble: Ensemble, table: CandidateTable, event_id: np.nda
     Raises ValueError for features other than the fit's."""
     if table.feature_names != ensemble.feature_names:
         odd = sorted(set(table.feature_names) ^ set(ensemble.feature_names)) or ['their order']
-        raise ValueError(f'the ensemble was fitted to other features, first {odd[0]!r}; give it the networks '
-                         'and stacks that it was made with')
+        raise ValueError(f'the ensemble was fitted to other features (one that differs: {odd[0]!r}); give it '
+                         'the networks and stacks that it was made with')
     answer, predicted_error, difference = answers_and_errors(ensemble, table, event_id)
     columns = dict(zip(('azimuth', 'zenith'), angles_from_direction(answer)))
     columns |= {'angular_error_rad': np.clip(predicted_error, 0, np.pi), 'chosen': difference.argmin(1)}

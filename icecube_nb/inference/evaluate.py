@@ -135,7 +135,7 @@ def _check_errors(errors, name: str = 'errors') -> np.ndarray: # (B,) float64
         raise ValueError(f'{name} has shape {errors.shape}: give (B,) with B > 0')
     bad = ~np.isfinite(errors)
     if bad.any():
-        raise ValueError(f'{name}[{bad.argmax()}] is {errors[bad.argmax()]} ({bad.sum()} such): '
+        raise ValueError(f'{name}[{bad.argmax()}] is {errors[bad.argmax()]} ({bad.sum()} in all): '
                                    'give finite numbers, so that no event is left out unseen')
     return errors
 
@@ -153,7 +153,7 @@ def bootstrap_error(
     if function is None:
         raise ValueError(f"statistic is {statistic!r}: give 'mean', 'median' or a function")
     if samples < 2:
-        raise ValueError(f'samples is {samples}: give 2 or more, better some hundreds')
+        raise ValueError(f'samples is {samples}: give at least 2, or better a few hundred')
     n = len(values)
     m = min(n, largest)
     if n < 2:
@@ -329,7 +329,7 @@ def _event_ids(table: pd.DataFrame, path) -> np.ndarray: # (B,) int64
     bad = (ids.isna() | (ids.fillna(0) % 1 != 0) | (ids.fillna(0).abs() > 2**62)).to_numpy(bool)
     if bad.any():
         value = _shown(table['event_id'].iloc[bad.argmax()])
-        raise ValueError(f'{path}: event_id of row {bad.argmax()} is {value} ({bad.sum()} such); '
+        raise ValueError(f'{path}: event_id of row {bad.argmax()} is {value} ({bad.sum()} in all); '
                          'write a whole number in each row')
     ids = ids.astype('int64').to_numpy()
     twice = pd.Series(ids).duplicated().to_numpy()
@@ -349,11 +349,11 @@ def _check_angle(table: pd.DataFrame, name: str, path) -> np.ndarray: # (B,) flo
                            f'{_shown(table[name].iloc[bad.argmax()])}')
     bad = ~np.isfinite(angle)
     if bad.any():
-        raise ValueError(f'{message(bad)} ({bad.sum()} such); write a finite number of radians')
+        raise ValueError(f'{message(bad)} ({bad.sum()} in all); write a finite number of radians')
     bad = (angle < -1e-6) | (angle > high + 1e-6)
     mend = 'radians, not degrees' if np.abs(angle).max(initial=0) > 4*np.pi else f'radians from {allowed}'
     if bad.any():
-        raise ValueError(f'{message(bad)}, outside {allowed} ({bad.sum()} such); write {mend}')
+        raise ValueError(f'{message(bad)}, outside {allowed} ({bad.sum()} in all); write {mend}')
     return angle
 
 def read_directions(
@@ -387,7 +387,7 @@ def check_submission(
         raise ValueError(f'{submission}: event {missing[0]} of {events} has no row '
                          f'({len(missing)} missing); write one row for every event')
     if len(unknown):
-        raise ValueError(f'{submission}: event {unknown[0]} is not in {events} ({len(unknown)} such); '
+        raise ValueError(f'{submission}: event {unknown[0]} is not in {events} ({len(unknown)} in all); '
                          'write the events asked for and no others')
     row = pd.Index(answer['event_id']).get_indexer(wanted)                # (B,)
     return answer.iloc[row].reset_index(drop=True)

@@ -365,8 +365,8 @@ def load_predictors(run: str|Path, long_run: str|Path|None, # the second for lon
     found.append(load_predictor(long_run, device, precision, engine, replace(options, max_pulses=None)))
     first, long = found
     if first.options.max_pulses and long.config.data.min_pulses <= AnswerOptions().limit(first.config.data):
-        raise ValueError(f'--max-pulses has no use beside --long-run {long_run}, which answers all events of '
-                         f'{long.config.data.min_pulses} pulses and more; leave it out')
+        raise ValueError(f'--max-pulses cannot be given with --long-run {long_run}, which answers all events '
+                         f'of {long.config.data.min_pulses} pulses and more; leave --max-pulses out')
     return found
 
 # %% ../../nbs/04_infer.ipynb #f0f50003

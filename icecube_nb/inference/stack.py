@@ -121,7 +121,7 @@ def new_stack(dump: Dump, config: StackConfig, device: str = 'cpu') -> Stack:
     "Fresh weights for the inputs of this dump. Raises ValueError if the dump lacks an input."
     for name in config.inputs:
         if name not in dump.columns[0]:
-            raise ValueError(f'{dump.files[0]} has no column {name}, which the stack {config.name} sees; '
+            raise ValueError(f'{dump.files[0]} has no column {name}, which the stack {config.name} reads; '
                              'give --preset published, or dump a network that has it')
     widths = tuple(dump.columns[0][name].shape[1] for name in config.inputs)
     with torch.random.fork_rng(devices=[]):
@@ -166,7 +166,8 @@ def fit_stack(dump: Dump, # of batches that the network did not learn from
         if not (run/'stack.json').is_file():
             return train_stack(dump, rows, run, wanted, config, device, progress)
         if read_stack_note(run)['made_of'] != wanted:
-            raise ValueError(f'{run} holds a stack of other rows or settings; choose another folder')
+            raise ValueError(f'{run} holds a stack that was made from other events or settings; choose '
+                             'another folder')
         return load_stack(run, device)
 
 # %% ../../nbs/05_stack.ipynb #3cfbff59
@@ -244,11 +245,11 @@ def load_epoch(run: Path, made_from: str, stack: Stack, optimiser, schedule) -> 
         moments = checked_state(optimiser, moments)
         if not (same_form([weights, place], [stack.model.state_dict(), schedule.state_dict()])
                 and type(state['epoch']) is int and state['epoch'] >= 0):
-            raise ValueError('it is of another network')
+            raise ValueError('it belongs to another network')
     except Exception as e:
         raise ValueError(f'{run/"state.pt"} is broken ({reason_of(e)}); remove it') from None
     if state['made_of'] != made_from:
-        raise ValueError(f'{run} was begun with other rows or settings; choose another folder or remove it')
+        raise ValueError(f'{run} was begun with other events or settings; choose another folder or remove it')
     for part, values in ((stack.model, weights), (optimiser, moments), (schedule, place)):
         part.load_state_dict(values)
     for group, rate in zip(optimiser.param_groups, schedule.get_last_lr()):
@@ -301,7 +302,7 @@ def config_of_note(about: dict, path: Path # of `read_stack_note`, perhaps by a 
     if not (all(type(n) is int and 1 <= n <= MOST_NUMBERS for n in sizes) and len(sizes) < 100
             and all(isinstance(name, str) for name in config.inputs)
             and len(about['widths']) == len(config.inputs) and isinstance(about['network'], int)):
-        raise ValueError(f'{path} describes no stack that can be made; copy it again')
+        raise ValueError(f'{path} does not describe a stack that this version can load; copy it again')
     return config
 
 def load_stack(run: str|Path, device: str = 'cpu') -> Stack:
@@ -314,7 +315,7 @@ def load_stack(run: str|Path, device: str = 'cpu') -> Stack:
     try:
         content = read_regular(run/'weights.safetensors')
         if about.get('weights') not in (None, fingerprint(content)):
-            raise ValueError('not as it was written')
+            raise ValueError('its bytes have changed')
         model.load_state_dict(load(content))
     except Exception as e:
         raise ValueError(f'{run}/weights.safetensors is broken ({reason_of(e)}); copy it again, or '
@@ -333,7 +334,8 @@ def stack_answers(stack: Stack, dump: Dump,
                          f'{stack.widths}; give the dump of the network that the stack was made for')
     if network_of(dump) != stack.network:
         raise ValueError(f'{dump.files[0]} was made with other weights than those that the stack '
-                         'learned from; dump with the network that the stack was made for, or stack anew')
+                         'learned from; dump with the network that the stack was made for, or train a new '
+                         'stack')
     parts = []
     for start in range(0, len(dump), chunk):
         rows = np.arange(start, min(start + chunk, len(dump)))

@@ -225,7 +225,7 @@ def read_about(path: str|Path) -> dict: # made_of, features, turn, columns, outp
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise ValueError(f'{path} does not describe itself as it should; export it again')
+        raise ValueError(f'{path} lacks a part of its description, or has a damaged one; export it again')
     return about
 
 # %% ../../nbs/appendix/engines.ipynb #b3033279
@@ -276,8 +276,8 @@ def try_engine(found: dict[str, list[float]], # of `probe`, by the engine
         off = float(np.abs(np.subtract(found[n], logits)).max()/max(np.std(logits), 1e-6))
         worst = max(worst, off)
         if not off <= tolerance:
-            raise ValueError(f'engine {name} differs from torch by {off:.2g} spreads in events of {n} pulses '
-                             f'(allowed {tolerance}); use another engine or version')
+            raise ValueError(f'engine {name} differs from torch by {off:.2g} standard deviations in events '
+                             f'of {n} pulses (allowed {tolerance}); use another engine or version')
     return worst
 
 # %% ../../nbs/appendix/engines.ipynb #cb7f1d67

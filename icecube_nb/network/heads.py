@@ -115,8 +115,8 @@ def heads_of(config: ModelConfig) -> list[Head]:
     "The heads of a network, in the order of `model.outputs`. Raises ValueError for an unknown name."
     unknown = [name for name in config.outputs if name not in HEADS]
     if unknown or not config.outputs:
-        raise ValueError(f'model.outputs names heads of {", ".join(HEADS)}, '
-                         f'not {unknown[0] if unknown else "nothing"!r}')
+        given = repr(unknown[0]) if unknown else 'no head'
+        raise ValueError(f'model.outputs has {given}; choose from {", ".join(HEADS)}')
     if len(set(config.outputs)) < len(config.outputs):
         raise ValueError(f'model.outputs names a head twice: {",".join(config.outputs)}')
     return [HEADS[name] for name in config.outputs]
@@ -190,7 +190,7 @@ def find_loss(name: str, setting: str = 'train.losses') -> Loss: # that names it
     "The loss of that name, from `LOSSES` or of a head. Raises a ValueError that lists the names."
     known = {head.loss.name: head.loss for head in HEADS.values()} | LOSSES
     if name not in known:
-        raise ValueError(f'{setting} names losses of {", ".join(known)}, not {name!r}')
+        raise ValueError(f'{setting} has no loss {name!r}; choose from {", ".join(known)}')
     return known[name]
 
 # %% ../../nbs/02c_heads.ipynb #c2c00021

@@ -44,7 +44,8 @@ def make_bins(angle_bins: dict[str, list[float]], # edges and centres of azimuth
     azimuth_edges, azimuth_centres, zenith_edges, centre = (
         torch.tensor(np.asarray(angle_bins[n]), dtype=torch.float32) for n in names)
     if (len(azimuth_edges), len(zenith_edges)) != (len(azimuth_centres), len(centre)):
-        raise ValueError(f'{source} have more edges than centres, or fewer; fit them again with `prepare`')
+        raise ValueError(f'{source} have different numbers of edges and centres; fit them again with '
+                         '`prepare`')
     below, above = -centre[:mirror].flip(0), 2*math.pi - centre[len(centre) - mirror:].flip(0)
     return Bins(azimuth_edges, azimuth_centres, zenith_edges, torch.cat([below, centre, above]), mirror)
 

@@ -236,8 +236,10 @@ def event_summary(features: Tensor, # (N, F)
 def autocast_dtype(x: Tensor # tells the device
     ) -> torch.dtype|None: # None where autocast is off
     "The number format of autocast."
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else None
+    device = x.device.type
+    if device == 'meta' or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 def full_precision(x: Tensor # tells the device
     ) -> AbstractContextManager:

@@ -32,7 +32,7 @@ def check_direction(
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f'{name}[{", ".join(map(str, where))}] is {direction[where].tolist()}, '
-                         f'which points nowhere ({bad.sum()} such): give finite vectors of non-zero length')
+                         f'which points nowhere ({bad.sum()} in all): give finite vectors of non-zero length')
     return direction
 
 # %% ../../nbs/00a_angles.ipynb #36b821d5

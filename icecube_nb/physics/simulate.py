@@ -123,9 +123,9 @@ def is_finished(
     found = read_note(note) or None
     if found == wanted:
         return True
-    differ = 'not a simulated data set' if found is None else (
-        'simulated with other ' + ', '.join(parameter_differences(found, wanted)))
-    raise FileExistsError(f'{out}: there already and {differ}; choose another folder or remove it')
+    differ = 'is not a simulated data set' if found is None else (
+        'was simulated with other ' + ', '.join(parameter_differences(found, wanted)))
+    raise FileExistsError(f'{out} exists and {differ}; choose another folder or remove it')
 
 # %% ../../nbs/appendix/simulation.ipynb #20314df9
 def batch_jobs(

@@ -38,8 +38,8 @@ def started_processes() -> ProcessGroup:
     rank, ranks, local_rank = numbers
     if not (0 <= rank < ranks and local_rank >= 0 and all(variables.values())):
         found = ', '.join(f'{name}={text!r}' for name, text in variables.items())
-        raise ValueError(f'the environment has {found}, which is not what torchrun says; start with '
-                         'torchrun, or unset WORLD_SIZE')
+        raise ValueError(f'the environment has {found}, but torchrun sets all of these to numbers that fit; '
+                         'start with torchrun, or unset WORLD_SIZE')
     return ProcessGroup(rank, ranks, local_rank)
 
 # %% ../../nbs/appendix/multi_gpu.ipynb #fa200072
@@ -80,8 +80,8 @@ def sum_over_processes(values: list[float], processes: ProcessGroup, device: tor
     "Each number summed over all processes. Waits for the device."
     if processes.ranks == 1:
         return values
-    kind = torch.float32 if device.type == 'mps' else torch.float64
-    return sum_tensor(torch.tensor(values, dtype=kind, device=device), processes).tolist()
+    dtype = torch.float32 if device.type == 'mps' else torch.float64
+    return sum_tensor(torch.tensor(values, dtype=dtype, device=device), processes).tolist()
 
 def wait_for_all(processes: ProcessGroup) -> None:
     "Wait until all processes have reached this point."

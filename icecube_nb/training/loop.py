@@ -92,14 +92,14 @@ def answer_batches(state: State, batches: Iterable[EventBatch]
     ) -> list[Tensor]: # rad, of each batch (2 + 2*heads, B): true azimuth and zenith, and of each head
     "What the network answers. Nothing is read back from the device."
     found, heads = [], heads_of(state.config.model)
-    kind = torch.float32 if state.device.type == 'mps' else torch.float64
+    dtype = torch.float32 if state.device.type == 'mps' else torch.float64
     model = state.eval_model.eval()
     for batch in batches:
         batch = batch.to(state.device)
         with reduced(state.device, state.precision):
             output = model(batch.features, batch.offsets, batch.lengths)
         answers = [x for head in heads for x in head.decode(output, state.bins, 'mean_vector')[:2]]
-        found.append(torch.stack([x.to(kind) for x in (batch.azimuth, batch.zenith, *answers)]))
+        found.append(torch.stack([x.to(dtype) for x in (batch.azimuth, batch.zenith, *answers)]))
     model.train()
     return found
 

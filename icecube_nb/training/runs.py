@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SESSION_OVER', 'append_log', 'log_rows', 'read_log', 'is_run', 'check_run', 'trim_log', 'TensorBoardWriter',
            'LiveCurves', 'checkpoints', 'best_checkpoint', 'remove_checkpoints', 'StopRequest', 'SessionOver',
-           'stop_requests', 'stopped_by', 'RunSummary', 'count_weights', 'summarise_run', 'list_runs', 'format_runs']
+           'stop_requests', 'stopped_by', 'RunSummary', 'count_weights', 'summarise_run', 'printable', 'describe_fault',
+           'last_active', 'list_runs', 'format_runs']
 
 # %% ../../nbs/appendix/runs.ipynb #103c078d
 import json
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.outputs import check_folder
-from ..core.storage import need_memory, remove_leftovers, temporary_name, written_whole
+from ..core.storage import need_memory, reason_of, remove_leftovers, temporary_name, written_whole
 from .checkpoints import read_config
 
 # %% ../../nbs/appendix/runs.ipynb #80a4ca65
@@ -263,19 +264,42 @@ def summarise_run(run: str|Path # a run folder
                       *counts, min((e for e in errors if math.isfinite(e)), default=math.nan), precision,
                       **speeds)
 
+# %% ../../nbs/appendix/runs.ipynb #a6e10004
+def printable(text: str) -> str:
+    "A text on one line: a line break becomes `\\n`, and other control characters are written likewise."
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+def describe_fault(error: Exception, path: Path # where it arose
+    ) -> str: # one line
+    "Why a run cannot be read, and what to do about it."
+    if isinstance(error, TypeError):
+        return printable(f'{path}/log.jsonl has entries of another type; remove them')
+    if isinstance(error, OSError) and error.errno is not None:
+        return printable(f'{error.filename or path} cannot be read ({error.strerror or reason_of(error)}); '
+                         'make it readable, or move it away')
+    return printable(str(error))
+
+def last_active(run: Path) -> float: # s since 1970; 0 where it is not known
+    "When a run last wrote to its log."
+    try:
+        return (run/'log.jsonl').stat().st_mtime
+    except OSError:
+        return 0.0
+
 def list_runs(folder: str|Path # that holds run folders, at any depth
     ) -> list[RunSummary]: # the run that was active last comes first
-    "All runs below `folder`. One that cannot be read is listed with its fault."
+    "All runs below `folder`. A run or a folder that cannot be read is listed with its fault."
+    def broken(path, error):
+        return RunSummary(path, 'broken', 0, 0, 0, 0.0, math.nan, '-', describe_fault(error, path))
     def summary(run):
         try:
             return summarise_run(run)
-        except (ValueError, OSError) as e:
-            fault = str(e).replace('\n', ' ')
-        except TypeError:
-            fault = f'{run}/log.jsonl has entries of another type; remove them'
-        return RunSummary(run, 'broken', 0, 0, 0, 0.0, math.nan, '-', fault)
-    logs = sorted(Path(folder).glob('**/log.jsonl'), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [summary(log.parent) for log in logs]
+        except (ValueError, OSError, TypeError) as e:
+            return broken(run, e)
+    closed = []                                            # errors of folders that cannot be searched
+    runs = [Path(place) for place, _, names in os.walk(folder, onerror=closed.append) if 'log.jsonl' in names]
+    found = [summary(run) for run in sorted(runs, key=last_active, reverse=True)]
+    return found + [broken(Path(error.filename), error) for error in closed]
 
 # %% ../../nbs/appendix/runs.ipynb #1e11ccf1
 def format_runs(runs: list[RunSummary], # of `list_runs`
@@ -286,9 +310,10 @@ def format_runs(runs: list[RunSummary], # of `list_runs`
         return '-' if math.isnan(value) else format(value, layout)
     rows = [('run', 'preset', 'parameters', 'steps', 'events', 'hours', 'precision', 'events/s', 'TFLOP/s',
              'of peak', 'best error [rad]')]
-    rows += [(str(r.path.relative_to(folder)), r.preset, f'{r.parameters:,}', f'{r.steps:,}', f'{r.events:,}',
-              f'{r.seconds/3600:.2f}', r.precision, shown(r.events_per_second, ',.0f'),
-              shown(r.tflops, '.3g'), shown(r.peak_share, '.0%'), f'{r.best_error:.4f}') for r in runs]
+    rows += [(printable(str(r.path.relative_to(folder))), r.preset, f'{r.parameters:,}', f'{r.steps:,}',
+              f'{r.events:,}', f'{r.seconds/3600:.2f}', printable(r.precision),
+              shown(r.events_per_second, ',.0f'), shown(r.tflops, '.3g'), shown(r.peak_share, '.0%'),
+              f'{r.best_error:.4f}') for r in runs]
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligned = [[c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))]
                for row in rows]

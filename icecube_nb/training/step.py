@@ -171,9 +171,9 @@ def read_back(rows: list[dict[str, Tensor|int]], # of `train_step`, of one proce
               if name not in OWN]
     on_device = [entry for entry in shared if isinstance(entry[2], Tensor)]
     on_host = [entry for entry in shared if not isinstance(entry[2], Tensor)]
-    kind = torch.float32 if device.type == 'mps' else torch.float64
-    losses = torch.stack([value for _, _, value in on_device]).to(kind)
-    counts = torch.tensor([value for _, _, value in on_host], dtype=kind).to(device)
+    dtype = torch.float32 if device.type == 'mps' else torch.float64
+    losses = torch.stack([value for _, _, value in on_device]).to(dtype)
+    counts = torch.tensor([value for _, _, value in on_host], dtype=dtype).to(device)
     sums = sum_tensor(torch.cat([losses, counts]), processes).tolist()
     own = iter(torch.stack([row[name] for row in rows for name in OWN if name in row]).tolist())
     found = [{} for _ in rows]
