@@ -312,9 +312,8 @@ def file_checksum(path: Path, algorithm: str = 'blake2b' # or `sha256`
 # %% ../../nbs/appendix/storage.ipynb #d7190884
 VERSION = '1'                      # of the fingerprints; a change makes every cache be built again
 
-# bytes, texts or arrays that the result depends on; a Path stands for the name and the size of that file
-def fingerprint(*parts: object,
-                times: bool = False # also for the time at which it was modified, as in earlier versions
+def fingerprint(*parts: object, # bytes, texts or arrays that a result depends on; a Path: name and size
+                times: bool = False # also the time at which a file was modified, as in earlier versions
     ) -> str: # 32 hexadecimal digits
     "Hash of `parts` and of the format's version."
     digest = hashlib.blake2b(VERSION.encode(), digest_size=16)
