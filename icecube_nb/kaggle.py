@@ -357,8 +357,8 @@ def real_size_check(bundle_here: Bundle, device: str = 'auto', precision: str = 
     angles = (table[column].to_numpy() for table in (known, found) for column in ('azimuth', 'zenith'))
     away = angular_error(*(each[whole] for each in angles))     # longer ones are thinned, each in its own way
     if not away.mean() < TOLERANCE_RAD:
-        raise ValueError(f'copies of events got other answers than their originals, by {away.mean():.3f} rad '
-                         'on average; answer on the CPU, or with --precision fp32')
+        raise ValueError('the answers to copies of events differ from their originals by '
+                         f'{away.mean():.3f} rad on average; answer on the CPU, or in precision fp32')
     seconds = time.perf_counter() - began - written
     return (f'real size: {done.events:,} events in {files} files on {device}, {seconds:.0f} s, '
             f'{len(away):,} copies {away.mean():.1e} rad from their originals on average, {away.max():.1e} '
