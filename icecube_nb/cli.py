@@ -53,8 +53,8 @@ def check_given_once(arguments: Sequence[str]) -> None:
     names = [text.partition('=')[0].replace('_', '-') for text in arguments if text.startswith('--')]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f'{twice[0]} is given {names.count(twice[0])} times, and only the last would count; '
-                         'give it once, with all its values behind it')
+        raise ValueError(f'{twice[0]} is given {names.count(twice[0])} times, but only the last one would '
+                         'be used; give it once, followed by all its values')
 
 def parse(arguments: Sequence[str]) -> object: # a command, ready to be called
     "Read the command line. Raises SystemExit with the help text, or with what is wrong."

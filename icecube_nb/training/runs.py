@@ -267,7 +267,9 @@ def summarise_run(run: str|Path # a run folder
 # %% ../../nbs/appendix/runs.ipynb #a6e10004
 def printable(text: str) -> str:
     "A text on one line: a line break becomes `\\n`, and other control characters are written likewise."
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    def keep(c):             # also bytes that the locale cannot read: they are printed as they are
+        return c.isprintable() or '\udc80' <= c <= '\udcff'
+    return ''.join(c if keep(c) else c.encode('unicode_escape').decode() for c in text)
 
 def describe_fault(error: Exception, path: Path # where it arose
     ) -> str: # one line
