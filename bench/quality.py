@@ -158,6 +158,16 @@ EXTRA_ARMS = {
     'turns and mirrors': ('deep', {'data.turns': True, 'data.mirrors': True}),
     'look-ahead': ('deep', {}),                                     # see `AROUND`
 }
+# `laptop`, and what differs from it: run these with --reference laptop
+EXTRA_ARMS |= {'laptop': ('laptop', {})} | {f'laptop, {name}': ('laptop', changes) for name, changes in {
+    'fp32': {'train.precision': 'fp32'},
+    'neck of deep': {'model.neck': 1024},
+    '3 blocks': {'model.layers': 3},
+    'batch 32': {'train.batch_events': 32},
+    'batch 128': {'train.batch_events': 128},
+    'Muon x 0.5': {'train.muon_lr_factor': 2.5},
+    'Muon x 2': {'train.muon_lr_factor': 10},
+    'AdamW x 2': {'train.max_lr': 1e-3, 'train.muon_lr_factor': 2.5}}.items()}
 # other widths at other rates, and other sizes at the rate of `deep`; heads of 32 numbers, as in `deep`
 EXTRA_ARMS |= {f'width {width}, rate x {factor}': ('deep', {
     'model.width': width, 'model.heads': width//32, 'train.max_lr': 5e-4*factor})
