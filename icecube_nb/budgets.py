@@ -201,7 +201,7 @@ def disk_line(data: Path, batches: list[PackedBatch], # competition files, and t
         f'All {COMPETITION_EVENTS/1e6:.0f} million events take about '
         f'{raw*COMPETITION_EVENTS/1e9:.0f} GB as the competition\'s parquet files and '
         f'{packed*COMPETITION_EVENTS/1e9:.0f} GB packed ({raw:.0f} and {packed:.0f} bytes an event of '
-        f'165 pulses, by simulated ones); packing takes about {minutes:.0f} minutes of one core, if the disk '
+        f'165 pulses, measured on simulated events); packing takes about {minutes:.0f} minutes of one core, if the disk '
         'keeps up. `train --pack-space 15GB` needs no more than that for packed files.'
     )
 
@@ -233,9 +233,10 @@ def what_to_run(data: Path, batches: list[PackedBatch], sensors: np.ndarray, # s
     packing = json.loads((results/'packing.json').read_text())
     origin = 'computed from operations and the card\'s peak, except where `bench/gpu.py` has measured'
     sources = (
-        'Errors are those of others: `small` by its README, and a public transformer of 24 layers after '
-        '130 and 10 million events (github.com/timinar/iceaggr); a range says that ours may end anywhere '
-        'in it.'
+        'The expected errors are what others reached on the competition\'s events. That of `small` is in the '
+        'README of the published solution. The ranges are those of a public transformer of 24 layers '
+        '(github.com/timinar/iceaggr), after 130 million events and after 10 million: ours may end anywhere '
+        'between them.'
     )
     return '\n\n'.join([
         disk_line(data, batches, packing), to_markdown(budget_table(sizes, measured)),

@@ -19,7 +19,7 @@ from pathlib import Path
 RECORD = 'nbs/as_run.jsonl'
 RESULTS = 'bench/results'                               # the files whose hashes are kept
 SIMULATOR = 'icecube_nb/physics/simulate.py'
-MEND = 'mend: make run NB={}'
+MEND = 'fix: make run NB={}'
 
 
 def short_hash(data: bytes) -> str:

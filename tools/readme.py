@@ -112,9 +112,9 @@ def faults(root: Path) -> list[str]:
     readme = root/'README.md'
     old = readme.read_text(encoding='utf-8') if readme.exists() else ''
     diff = list(difflib.unified_diff(old.splitlines(), text.splitlines(), lineterm='', n=0))[2:8]
-    found = ['README.md is not what nbs/index.ipynb gives; mend: make readme', *diff] if old != text else []
+    found = ['README.md is not what nbs/index.ipynb gives; fix: make readme', *diff] if old != text else []
     stale = [p for p, png in figures.items() if not (root/p).exists() or (root/p).read_bytes() != png]
-    found += [f'{p} is not the figure in nbs/index.ipynb; mend: make readme' for p in stale]
+    found += [f'{p} is not the figure in nbs/index.ipynb; fix: make readme' for p in stale]
     return found + [f'README.md links to {p}, which does not exist' for p in dead_links(root, text)]
 
 

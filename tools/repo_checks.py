@@ -171,8 +171,8 @@ def _drift(name: str, exported: dict, committed: dict) -> str:
     if name not in exported:
         return f'{PACKAGE}/{name} comes from no notebook: write it as one, or remove it'
     if name not in committed:
-        return f'{PACKAGE}/{name} is not there; mend: make export'
-    return f'{PACKAGE}/{name} is not what its notebook exports; mend: make export'
+        return f'{PACKAGE}/{name} is not there; fix: make export'
+    return f'{PACKAGE}/{name} is not what its notebook exports; fix: make export'
 
 
 def clean(root: Path) -> list[str]:
@@ -188,7 +188,7 @@ def clean(root: Path) -> list[str]:
             return [f'nbdev_clean failed: {last_line(done.stderr)}']
         names = [p.relative_to(root) for p in notebooks(root)]
         unlike = [name for name in names if (root/name).read_bytes() != (copy/name).read_bytes()]
-    return [f'{name} is not clean; mend: make clean-nbs' for name in unlike]
+    return [f'{name} is not clean; fix: make clean-nbs' for name in unlike]
 
 
 def _unreadable(path: Path) -> str:
@@ -214,7 +214,7 @@ def as_run(root: Path) -> list[str]:
         found += record.faults(root, path, read_notebook(path)['cells'], test_flags(root))
         for number, source, outputs in code_cells(path):
             if any(o['output_type'] == 'error' for o in outputs):
-                found.append(f'{path.relative_to(root)} cell {number} ended in an error; mend: run the '
+                found.append(f'{path.relative_to(root)} cell {number} ended in an error; fix: run the '
                              'notebook')
             elif not outputs and not flags & directives(source) and _must_show(source):
                 found.append(f'{path.relative_to(root)} cell {number} shows something, but has no output: '
