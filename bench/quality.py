@@ -5,6 +5,7 @@
     python bench/quality.py table --events 16000 --reference deep  differences with errors; --slices for more
     python bench/quality.py after --run FOLDER --events 40000      fine-tune a trained run; average over turns
     python bench/quality.py minutes --preset deep --minutes 20 --threads 2 --run FOLDER     by the clock
+    python bench/quality.py compare --run FOLDER --beside OTHER    two trained runs on the same events
 
 A run is one arm (settings that differ from a preset), one budget of events, one seed, and the simulated world
 it learns from (`--worlds`). It is tested on both worlds: on its own, which is the native result, and on the
@@ -18,6 +19,9 @@ line holds the difference to it, with the error that comes from the sample of te
 --session-minutes 12, call it again until the time is used up. Each call appends its errors on the test events
 of both worlds, beside the line fit, to bench/results/minutes.jsonl; with --beside FOLDER also the difference to
 another run. A run that has ended is only tested.
+
+`compare` tests two runs that `icecube-nb train` or `icecube-nb demo` made on other events, and appends to
+bench/results/compared.jsonl.
 
 A small try that takes a minute and leaves the results alone:
 
@@ -61,7 +65,7 @@ from icecube_nb.physics.simulation_config import WORLDS
 from icecube_nb.training.checkpoints import load_checkpoint, sensors_of_run
 from icecube_nb.training.loop import train
 from icecube_nb.training.optimise import JointOptimiser
-from icecube_nb.training.runs import checkpoints
+from icecube_nb.training.runs import checkpoints, log_rows
 from icecube_nb.training.state import State, make_optimiser, new_state
 
 RESULTS = Path(__file__).parent/'results'/'quality.jsonl'
@@ -409,6 +413,35 @@ def difference_of_runs(run: Path, reference: Path, prepared: Prepared) -> dict[s
     return {'mean': round(difference.mean, 5), 'error': round(difference.error, 5)}
 
 
+def about_run(run: Path) -> dict:
+    "How a run was trained, from its log."
+    rows, config = log_rows(run), load_checkpoint(run)[0]
+    last = next(row for row in reversed(rows) if 'events' in row)
+    return {'preset': config.name, 'seed': config.train.seed, 'parameters': rows[0]['parameters'],
+            'precision': rows[0]['precision'], 'events': last['events'], 'seconds': round(last['seconds'])}
+
+
+def errors_on_files(run: Path, prepared: Prepared, files: int) -> np.ndarray:
+    "Angular error [rad] of the answers of a run to all events of the first training files of a data set."
+    predictor, errors = load_predictor(run, 'cpu'), []
+    for path in list(prepared.train.values())[:files]:
+        packed = load_packed(path)
+        columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), predictor)
+        errors.append(angular_error(packed.azimuth, packed.zenith, columns['azimuth'], columns['zenith']))
+    return np.concatenate(errors)
+
+
+def compared(run: Path, beside: Path, worlds: Mapping[str, Prepared], files: int = 5) -> dict:
+    "Two runs on the same events of each world, which neither has learned from: one row of results."
+    row = {'run': about_run(run), 'beside': about_run(beside), 'simulator': VERSION}
+    for world, prepared in worlds.items():
+        own, other = (errors_on_files(folder, prepared, files) for folder in (run, beside))
+        less = paired_difference(own, other)
+        row[world] = {'events': len(own), 'run': float(own.mean()), 'beside': float(other.mean()),
+                      'difference': float(less.mean), 'error': float(less.error)}
+    return row
+
+
 def sessions_of(run: Path, more: float | None) -> list[float]:
     "The processor's seconds of each session of a run so far; `more` is a further one."
     path = run.with_name(run.name + '-sessions.json')
@@ -521,7 +554,7 @@ def read_arguments() -> argparse.Namespace:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     add = parser.add_argument
-    add('what', choices=['data', 'run', 'table', 'after', 'minutes'])
+    add('what', choices=['data', 'run', 'table', 'after', 'minutes', 'compare'])
     add('--arms', nargs='+', metavar='ARM', help='default: all of ' + ', '.join(ARMS) +
         '; more arms: ' + ', '.join(EXTRA_ARMS).replace('%', '%%'))
     add('--events', type=int, default=16000, help='of a run, a multiple of --file-events')
@@ -530,8 +563,8 @@ def read_arguments() -> argparse.Namespace:
     add('--worlds', nargs='+', default=list(WORLDS), choices=list(WORLDS), help='that the runs learn from')
     add('--threads', type=int, default=1)
     add('--slices', action='store_true', help='table by slice and topology too')
-    add('--run', type=Path, help='folder of a run, for `after` and `minutes`')
-    add('--beside', type=Path, help='folder of another run, whose errors `minutes` subtracts')
+    add('--run', type=Path, help='folder of a run, for `after`, `minutes` and `compare`')
+    add('--beside', type=Path, help='folder of another run, whose errors are subtracted')
     add('--preset', default='deep', help='of `minutes`')
     add('--minutes', type=float, default=20.0, help='of the whole run')
     add('--session-minutes', type=float, help='after which `minutes` stops; the next call goes on')
@@ -587,6 +620,8 @@ def main() -> None:
     prepared = {world: make_data(replace(size, world=world)) for world in WORLDS}
     if a.what == 'run':
         run_arms(a, size, prepared)
+    if a.what == 'compare':
+        append(RESULTS.with_name('compared.jsonl'), compared(a.run, a.beside, prepared))
     if a.what == 'after':
         for row in after(a.run, prepared['standard'], a.events):
             append(RESULTS.with_name('after.jsonl'), row)
