@@ -201,8 +201,8 @@ def disk_line(data: Path, batches: list[PackedBatch], # competition files, and t
         f'All {COMPETITION_EVENTS/1e6:.0f} million events take about '
         f'{raw*COMPETITION_EVENTS/1e9:.0f} GB as the competition\'s parquet files and '
         f'{packed*COMPETITION_EVENTS/1e9:.0f} GB packed ({raw:.0f} and {packed:.0f} bytes an event of '
-        f'165 pulses, measured on simulated events); packing takes about {minutes:.0f} minutes of one core, if the disk '
-        'keeps up. `train --pack-space 15GB` needs no more than that for packed files.'
+        f'165 pulses, measured on simulated events); packing takes about {minutes:.0f} minutes of one core, '
+        'if the disk keeps up. `train --pack-space 15GB` needs no more than that for packed files.'
     )
 
 # %% ../nbs/appendix/budgets.ipynb #dc070019

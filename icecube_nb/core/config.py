@@ -415,5 +415,5 @@ def cache_folder() -> Path: # not created here
     try:
         return Path(os.environ.get('ICECUBE_CACHE_DIR') or Path.home()/'.cache'/'icecube_nb').expanduser()
     except RuntimeError:                      # no HOME, and no entry for this user
-        raise ValueError('the home folder is not known; set ICECUBE_CACHE_DIR to a folder for generated '
-                         'made') from None
+        raise ValueError('the home folder is not known; set ICECUBE_CACHE_DIR to a folder for '
+                         'generated data') from None
