@@ -140,7 +140,7 @@ def refuse_unlisted(folder: Path, names: set[str]) -> None: # of the files that 
 
 def open_bundle(folder: str|Path) -> Bundle:
     """Check a bundle against its manifest.
-    Raises FileNotFoundError or ValueError, which name the file and the mend."""
+    Raises FileNotFoundError or ValueError, which name the file and what to do."""
     about, listed = read_manifest(Path(folder)/'manifest.json')
     folder = unpack_folders(Path(folder), {name: size for name, size, _ in listed})
     manifest = folder/'manifest.json'

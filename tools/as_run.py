@@ -19,7 +19,7 @@ from pathlib import Path
 RECORD = 'nbs/as_run.jsonl'
 RESULTS = 'bench/results'                               # the files whose hashes are kept
 SIMULATOR = 'icecube_nb/physics/simulate.py'
-MEND = 'fix: make run NB={}'
+FIX = 'fix: make run NB={}'
 
 
 def short_hash(data: bytes) -> str:
@@ -122,18 +122,18 @@ def faults(root: Path, path: Path, cells: list[dict], flags: set[str]) -> list[s
     "How the outputs of one notebook differ from what its code and the result files would give now"
     name = path.relative_to(root).as_posix()
     entries = read_record(root).get(name, [])
-    mend = MEND.format(path.stem)
+    fix = FIX.format(path.stem)
     if not entries:
-        return [f'{name} was never saved by `make run`; {mend}']
+        return [f'{name} was never saved by `make run`; {fix}']
     found = []
     reasons = [entry_fault(root, entry, code_hash(cells, flags)) for entry in entries]
     if all(reasons):
-        found.append(f'{name}: {reasons[-1]}; {mend}')
+        found.append(f'{name}: {reasons[-1]}; {fix}')
     kept = kept_hashes(entries)
     for number, cell in enumerate(cells):
         if cell['cell_type'] == 'code' and is_flagged(cell, flags) and cell['outputs']:
             if cell_hash(cell) not in kept.get(cell.get('id', ''), set()):
                 flag = sorted(flags & set(re.findall(r'^#\|\s*(\w+)', source_of(cell), re.M)))[0]
-                found.append(f'{name} cell {number} has changed since its output was made; {mend} '
+                found.append(f'{name} cell {number} has changed since its output was made; {fix} '
                              f'ARGS="--flags {flag}", or remove its output')
     return found

@@ -397,7 +397,8 @@ def judge_end(task: dict, code: int | None, why: str, before: dict, folder: Path
         wrong += judge_line(task, status, lines, (out/'stdout').read_text(errors='replace'))
     else:
         outcome = f'status {status}'
-    lacks_extra = '; mend: pip install icecube-nb[' in text               # an optional package is not here
+    # an optional package is not here
+    lacks_extra = '; to install it: pip install icecube-nb[' in text
     if outcome == 'refused' and task['kind'] == 'form' and not lacks_extra:
         wrong.append('refused, although only the form of its files is another')
     noise = [line for line in lines

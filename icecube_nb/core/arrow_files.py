@@ -160,7 +160,7 @@ def check_bytes(path: Path) -> None:
 
 @contextmanager
 def named_error(path: Path, # of the file
-                what: str, mend: str # what it should be; what to do if it is not
+                what: str, advice: str # what it should be; what to do if it is not
     ) -> Iterator[None]:
     "Turn any error of reading a file of `write_arrow` into one ValueError that names the file."
     try:
@@ -168,7 +168,7 @@ def named_error(path: Path, # of the file
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
         raise_if_out_of_memory(e)
         reason = reason_of(e).rstrip('.')
-        raise ValueError(f'{path} is not a whole {what} ({reason}); {mend}') from None
+        raise ValueError(f'{path} is not a whole {what} ({reason}); {advice}') from None
 
 # %% ../../nbs/appendix/arrow_files.ipynb #e1b60004
 def change_header(path: Path, # a file of `write_arrow`

@@ -214,7 +214,7 @@ def check_file(path: str|Path, # to be written
                suffixes: tuple[str, ...] = ('.csv', '.parquet') # of the formats that the command writes
     ) -> OutputFile:
     """Check that a command may write this file: a new one, an empty one, or one that it wrote.
-    Errors name the file and the mend."""
+    Errors name the file and what to do."""
     output = OutputFile(expand(path), command, False)
     kind = file_type(output.path)
     if kind == 'folder':
@@ -258,7 +258,7 @@ def check_folder(path: str|Path, # to be filled
                  inputs: Iterable[str|Path|None] = () # of the same call, none of which may be in the folder
     ) -> Path: # the folder itself: what `path` names if it is a link
     """Check that a command may write into this folder: a new one, an empty one, or one of this kind.
-    Errors name the folder and the mend."""
+    Errors name the folder and what to do."""
     path = expand(path)
     there = file_type(path)
     if there not in ('', 'folder'):

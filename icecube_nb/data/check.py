@@ -31,7 +31,7 @@ class Fault(NamedTuple):
     file: Path
     row: int|None          # of the file, counted from 0; None if it is not about a row
     event: int|None        # event_id; None if it is not about one event
-    what: str              # and the mend
+    what: str              # and what to do
 
     def __str__(self) -> str:
         "The fault as one line."

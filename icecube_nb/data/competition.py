@@ -114,7 +114,7 @@ def open_parquet(path: str|Path, # the file
                  kinds: dict[str, str] # column to kind, as in `PULSES`
     ) -> pq.ParquetFile: # nothing read yet but the footer
     """Open a parquet file that must have these columns.
-    Raises FileNotFoundError or ValueError, which name file and mend."""
+    Raises FileNotFoundError or ValueError, which name the file and what to do."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; copy it there')
@@ -349,7 +349,7 @@ def find_fault(pulses: dict[str, np.ndarray], # event_id, sensor_id, charge, eac
                lengths: np.ndarray, # (B,) pulses of each event, > 0
                sensors: int # S, sensors in the geometry
     ) -> tuple[int, str]|None: # row within `pulses` and what is wrong with it; None if all is well
-    "The first fault of some pulses, with its mend."
+    "The first fault of some pulses, and what to do."
     ids, sensor_id, charge = (pulses[k] for k in ('event_id', 'sensor_id', 'charge'))
     if sensor_id.min() < 0 or sensor_id.max() >= sensors:
         i = int(np.argmax((sensor_id < 0) | (sensor_id >= sensors)))

@@ -474,7 +474,7 @@ def event_chunks(source: Source, after: int|None = None, # key of the last finis
                  rows: int = 100_000, # approximate pulses of a piece
                  left_out: list|None = None # gets the keys of the events without truth, in arrays
     ) -> Iterator[EventChunk]:
-    "The events of a source in bounded memory. Errors name file, event and mend."
+    "The events of a source in bounded memory. Errors name file, event and what to do."
     sqlite = source.pulses.path.suffix.lower() in SQLITE
     after = (FIRST_KEY if sqlite else -1) if after is None else after
     truth = None if source.truth is None else Truth(source, after)

@@ -135,7 +135,7 @@ def encode_events(ranges: Ranges,
                   sensors: int, # S, sensors in the geometry
                   out: np.ndarray # (N, 3) uint16, is filled
     ) -> np.ndarray: # (stop - b,) int64, time of each event's first pulse, ns
-    "Check and encode some events. Raises a ValueError that names file, row, event and mend."
+    "Check and encode some events. Raises a ValueError that names file, row, event and what to do."
     lengths, row, keep = ranges.lengths[b:stop], int(ranges.first[b]), None
     if lengths.sum() < len(piece):
         keep = range_rows(ranges.first[b:stop] - row, lengths) # some rows belong to no event
@@ -177,7 +177,7 @@ class EncodedEvents(NamedTuple):
     pulses: np.ndarray             # (N, 3) uint16, their codes
 
 class BatchFile:
-    "A batch file whose pulses are checked and encoded. Errors name file, row, event and mend."
+    "A batch file whose pulses are checked and encoded. Errors name file, row, event and what to do."
     def __init__(self, path: Path,
                  meta: dict[str, np.ndarray], # event_id, first_pulse_index, last_pulse_index, each (B,) int64
                  sensors: int, # S, sensors in the geometry

@@ -123,7 +123,7 @@ def open_dump(folder: str|Path, # of `predict --dump`
               batches: list[int]|None = None, # batch ids; None takes all
               need: tuple[str, ...] = () # columns that must be there
     ) -> Dump:
-    "Map a dump into memory. Raises FileNotFoundError or ValueError, which name the file and the mend."
+    "Map a dump into memory. Raises FileNotFoundError or ValueError, which name the file and what to do."
     folder = Path(folder)
     there = {int(p.stem.removeprefix('answers_')): p for p in folder.glob('answers_*.arrow')}
     if not there:

@@ -274,7 +274,7 @@ def read_ids(path: Path) -> np.ndarray: # (E,) integer
     return ids
 
 def load_ensemble(folder: str|Path) -> Ensemble:
-    "Read the boosters, weights and calibration of an ensemble. Errors name the file and the mend."
+    "Read the boosters, weights and calibration of an ensemble. Errors name the file and what to do."
     folder = Path(folder)
     about = read_ensemble_note(folder)
     check_ensemble_files(folder, about)
@@ -310,7 +310,7 @@ class LoadedEnsemble(NamedTuple):
 def load_with_networks(run: str|Path, # folder of the ensemble
                        device: str = 'auto', precision: str = 'auto'
     ) -> LoadedEnsemble:
-    "Read boosters, networks and stacks. Errors name the file and the mend."
+    "Read boosters, networks and stacks. Errors name the file and what to do."
     run = Path(run)
     if not is_ensemble(run):
         raise FileNotFoundError(f'{run} has no ensemble.json; make it with `icecube-nb ensemble`')

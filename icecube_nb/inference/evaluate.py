@@ -351,9 +351,9 @@ def _check_angle(table: pd.DataFrame, name: str, path) -> np.ndarray: # (B,) flo
     if bad.any():
         raise ValueError(f'{message(bad)} ({bad.sum()} in all); write a finite number of radians')
     bad = (angle < -1e-6) | (angle > high + 1e-6)
-    mend = 'radians, not degrees' if np.abs(angle).max(initial=0) > 4*np.pi else f'radians from {allowed}'
+    wanted = 'radians, not degrees' if np.abs(angle).max(initial=0) > 4*np.pi else f'radians from {allowed}'
     if bad.any():
-        raise ValueError(f'{message(bad)}, outside {allowed} ({bad.sum()} in all); write {mend}')
+        raise ValueError(f'{message(bad)}, outside {allowed} ({bad.sum()} in all); write {wanted}')
     return angle
 
 def read_directions(
@@ -361,7 +361,7 @@ def read_directions(
     batches=None, # the rows of these batch ids only
 ) -> pd.DataFrame: # event_id int64, azimuth and zenith float64 and the rest, in the file's order
     """Read a submission or a truth file and check every row.
-    Raises a ValueError that names file, event and mend."""
+    Raises a ValueError that names file, event and what to do."""
     table = _read_table(path, batches)
     missing = [c for c in ('event_id', *ANGLE_RANGES) if c not in table.columns]
     if missing:

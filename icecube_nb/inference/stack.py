@@ -306,7 +306,7 @@ def config_of_note(about: dict, path: Path # of `read_stack_note`, perhaps by a 
     return config
 
 def load_stack(run: str|Path, device: str = 'cpu') -> Stack:
-    "Read a stack. Errors name the file and the mend."
+    "Read a stack. Errors name the file and what to do."
     run = Path(run)
     about = read_stack_note(run)
     config = config_of_note(about, run/'stack.json')

@@ -159,7 +159,7 @@ def is_installed(module: str) -> bool:
         return False
 
 def why_not_flash(module: str, # that holds the kernel
-                  mend: str, # what to do without it
+                  advice: str, # what to do without it
                   place: Place
     ) -> str: # '' if it runs there
     "Why a flash kernel does not run."
@@ -173,7 +173,7 @@ def why_not_flash(module: str, # that holds the kernel
     if major < 8:
         name = torch.cuda.get_device_name(place.device)
         return f'needs compute capability 8.0, and {name} has {major}.{minor}'
-    return '' if is_installed(module) else mend
+    return '' if is_installed(module) else advice
 
 # %% ../../nbs/02a_attention.ipynb #a77e0005
 def trial_fault(kernel: Callable, # (query, key, value, int32 offsets, longest) to (N, H, D/H)

@@ -116,7 +116,7 @@ def need_packages(use: str, extra: str, # what for; the extra of this package th
     "Raise ImportError if a package is not installed."
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f'{use} the package {name.replace("_", "-")}; mend: pip install '
+            raise ImportError(f'{use} the package {name.replace("_", "-")}; to install it: pip install '
                               f'icecube-nb[{extra}]')
 
 def export_onnx(model: Model,
@@ -157,7 +157,7 @@ def available_engines() -> dict[str, str]: # name to '' if it runs here, else th
     def why(name):
         if name == 'torch' or importlib.util.find_spec(name):
             return ''
-        return f'the package {name} is not installed; mend: pip install {name}'
+        return f'the package {name} is not installed; to install it: pip install {name}'
     return {name: why(name) for name in ENGINES}
 
 # %% ../../nbs/appendix/engines.ipynb #de338cc8
@@ -288,7 +288,7 @@ def load_engine(name: str, # a key of `available_engines`, but not `torch`
                 threads: int|None = None # groups at a time; None: as many as torch uses
     ) -> GroupEngine:
     """An exported network, ready to run.
-    Raises ValueError or ImportError, which name what is missing and the mend."""
+    Raises ValueError or ImportError, which name what is missing and what to do."""
     why = available_engines().get(name, f'unknown, there are {", ".join(ENGINES)}')
     if why or name == 'torch':
         raise ImportError(f'engine {name!r}: {why or "load the checkpoint instead"}')

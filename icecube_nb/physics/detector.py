@@ -56,7 +56,7 @@ def check_geometry(
     name: str = 'geometry', # of the table, for an error
     anywhere: bool = False, # accept sensors at any distance from the origin
 ) -> pd.DataFrame: # (S, 4) sorted by sensor_id, which is 0..S-1
-    "Check a geometry and put its rows in order. Raises a ValueError that says what to mend."
+    "Check a geometry and put its rows in order. Raises a ValueError that says what is wrong and what to do."
     columns = ['sensor_id', 'x', 'y', 'z']
     missing = [column for column in columns if column not in geometry]
     if missing:
@@ -246,7 +246,7 @@ def check_ice(
     ice: pd.DataFrame | None, # columns depth, scattering_len, absorption_len [m]; None: IceCube's
     name: str = 'ice', # of the table, for an error
 ) -> np.ndarray: # (R, 3) depth, scattering length, absorption length [m], depth increasing
-    "Check an ice table and put its rows in order of depth. Raises a ValueError that says what to mend."
+    "Check an ice table and put its rows in order of depth. Errors say what to do."
     ice = ice_table() if ice is None else ice
     columns = ['depth', 'scattering_len', 'absorption_len']
     missing = [column for column in columns if column not in ice]

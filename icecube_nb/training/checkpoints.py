@@ -161,7 +161,7 @@ def read_config(checkpoint: Path # a checkpoint folder
 
 def read_checkpoint(folder: Path # of a checkpoint
     ) -> tuple[Config, dict[str, np.ndarray], dict[str, list[float]]]: # settings, weights, angle bins
-    "Read a checkpoint. Raises a ValueError that names the missing or broken file and the mend."
+    "Read a checkpoint. Raises a ValueError that names the missing or broken file and what to do."
     for name in ('config.json', 'angle_bins.json'):
         if not (folder/name).is_file():
             raise ValueError(f'{folder/name} is missing or not a file; copy the whole checkpoint folder')

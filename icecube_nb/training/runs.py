@@ -70,7 +70,7 @@ def is_run(folder: Path) -> bool:
 def check_run(run: str|Path, # folder to train in
               start_from: str|Path|None = None # another run, which is not to be changed
     ) -> Path: # the folder, links followed
-    "Check that a training may write into a folder. Errors name it and the mend."
+    "Check that a training may write into a folder. Errors name it and what to do."
     need_memory(512, 'training')
     return check_folder(run, 'run', is_run, [start_from])
 
