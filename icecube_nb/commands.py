@@ -48,13 +48,13 @@ class Simulate:
     keeps secret, are in test_truth.parquet."""
     out: Path                    # folder to make; a finished one with the same options is kept
     batches: int = 3             # training batch files
-    events_per_batch: int = 5000 # events in each (the genuine ones have 200,000)
+    events_per_batch: int = 5000 # events in each (those of the competition have 200,000)
     test_events: int = 2000      # events in the one test batch
     seed: int = 1                # of all random numbers
     workers: int = 2             # processes; the files do not depend on their number
     array: ArrayName = 'icecube86' # or gen2_extension, arca_block, pone_triangle, nine_strings, with its ice
-    geometry: Path|None = None   # sensor_geometry.csv of another detector (default: the array's)
-    ice: Path|None = None        # ice_transparency.txt of another detector (default: the array's)
+    geometry: Path|None = None   # sensor_geometry.csv of another detector (default: that detector's)
+    ice: Path|None = None        # ice_transparency.txt of another detector (default: that detector's)
     world: str = 'standard'      # constants of the simulation: standard, other
 
     def __call__(self) -> None:
@@ -194,7 +194,7 @@ class Train(DataOption, DeviceOption):
     large_long and long_sequence fine-tune a run on long events, with --start-from. On several GPUs:
     torchrun --nproc-per-node N -m icecube_nb train --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # checkpoints and log; a run is resumed
-    more_data: tuple[Path, ...]|None = None # further data folders to learn from, of other arrays
+    more_data: tuple[Path, ...]|None = None # further data folders to learn from, of other detectors
     preset: str = 'deep'         # the settings to start from
     minutes: float|None = None   # training time; the schedule is fitted to it (default: the preset's epochs)
     batches: tuple[str, ...]|None = None # batch ids such as 1-100 651; the last one validates (default: all)
@@ -318,7 +318,7 @@ class Predict(DataOption, DeviceOption):
     The rows are those of sample_submission.parquet, in its order. An ensemble also writes a .parquet with
     uncertainties beside the .csv. --format parquet adds uncertainties, --format events names the events of
     converted data by their own numbers. An event without usable pulses gets a fixed direction and is counted.
-    The same command resumes after an interruption. All visible cards answer. Under torchrun each process
+    The same command resumes after an interruption. All visible GPUs answer. Under torchrun each process
     answers its batch files: torchrun ... -m icecube_nb predict --run-folder RUN."""
     run: Annotated[Path, tyro.conf.arg(aliases=['--run-folder'])] # a trained run, or an ensemble
     out: Path|None = None        # the file to write, .csv or .parquet (default: submission.csv)

@@ -409,10 +409,10 @@ def train_process(rank: int, ranks: int, port: int, # which process this is, how
 def train_on_cards(prepared: Prepared, # a prepared folder
                    run: str|Path, # folder of checkpoints and log; one that was stopped is resumed
                    config: Config, minutes: float|None, # budget of time; None: `config.train.epochs`
-                   device: str = 'cuda', processes: int|None = None, # None: one for each visible card
+                   device: str = 'cuda', processes: int|None = None, # None: one for each visible GPU
                    session_minutes: float|None = None # stop after this time, see `train`
     ) -> RunSummary:
-    "Train with one process on each card, and say how it went."
+    "Train with one process on each GPU, and say how it went."
     ranks = processes or (torch.cuda.device_count() if device == 'cuda' else 1)
     if ranks < 2:
         train(prepared, run, config, minutes, device, Progress('training', 60.0), report=print,

@@ -103,6 +103,7 @@ RENAMED |= {
     'train': {'crew_of': 'training.step.cpu_workers_for', 'main': 'old_names.run_training',
               'gradients_by_crew': 'training.step.gradients_by_workers'},
     'uncertainty': {'Pool': 'inference.uncertainty.PosteriorWeights',
+                    'rising': 'inference.uncertainty.closest_rising',
                     'fit_pool': 'inference.uncertainty.fit_posterior_weights'},
 }
 

@@ -138,7 +138,7 @@ def event_page(
 # %% ../nbs/appendix/event_page.ipynb #d8d4f5aa
 def write_page(
     path: str | Path, # the .html file to write
-    data: str | Path, # competition files, genuine or simulated
+    data: str | Path, # competition files, real or simulated
     event_id: int,
     run: str | Path | None = None, # a trained network, whose answer is drawn with its cone
     submission: str | Path | None = None, # a file of answers, one of which is drawn

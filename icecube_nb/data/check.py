@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'EVENT', 'STRUCTURE', 'Fault', 'structural', 'as_fault', 'batch_faults', 'angle_faults', 'sample_faults',
-           'detector_faults', 'count_sensors', 'Job', 'meta_faults', 'all_batch_faults', 'folder_faults']
+           'detector_faults', 'count_sensors', 'FileToCheck', 'meta_faults', 'all_batch_faults', 'folder_faults']
 
 # %% ../../nbs/appendix/checker.ipynb #5080ffdc
 import re
@@ -138,7 +138,7 @@ def count_sensors(data: Path) -> int:
         return MAX_SENSORS
 
 # %% ../../nbs/appendix/checker.ipynb #e5ae890d
-class Job(NamedTuple):
+class FileToCheck(NamedTuple):
     "A batch file to be checked."
     source: Path           # the batch file
     meta: Path             # its meta rows
@@ -146,7 +146,7 @@ class Job(NamedTuple):
 
 def meta_faults(data: Path, split: str, # competition files; train or test
                 work: Path, # gets the meta rows of each batch file
-                jobs: list[Job] # gets the batch files that the meta file lists
+                files: list[FileToCheck] # gets the batch files that the meta file lists
     ) -> Iterator[Fault]:
     "What is wrong with a meta file."
     meta_path = data/f'{split}_meta.parquet'
@@ -155,42 +155,42 @@ def meta_faults(data: Path, split: str, # competition files; train or test
     except (ValueError, OSError) as e:
         yield as_fault(STRUCTURE, str(e), meta_path)
         return
-    jobs += [Job(data/split/f'batch_{b}.parquet', part, meta_path) for b, part in parts.items()]
+    files += [FileToCheck(data/split/f'batch_{b}.parquet', part, meta_path) for b, part in parts.items()]
     if split == 'train':
         yield from angle_faults(meta_path)
 
 # %% ../../nbs/appendix/checker.ipynb #1af42309
-def all_batch_faults(jobs: list[Job], sensors: int, # in the geometry
+def all_batch_faults(files: list[FileToCheck], sensors: int, # in the geometry
                      test_ids: list[np.ndarray], # gets the event ids of each test batch file
                      progress: Callable[[int, int, str], None]|None
     ) -> Iterator[Fault]:
     "What is wrong with the batch files."
-    for done, job in enumerate(jobs):
+    for done, file in enumerate(files):
         if progress:
-            progress(done, len(jobs), job.source.name)
-        meta = read_meta(job.meta)
-        job.meta.unlink()
+            progress(done, len(files), file.source.name)
+        meta = read_meta(file.meta)
+        file.meta.unlink()
         if 'azimuth' not in meta:
             test_ids.append(meta['event_id'])
-        yield from batch_faults(job.source, meta, job.meta_path, sensors)
-    if progress and jobs:
-        progress(len(jobs), len(jobs), '')
+        yield from batch_faults(file.source, meta, file.meta_path, sensors)
+    if progress and files:
+        progress(len(files), len(files), '')
 
 # %% ../../nbs/appendix/checker.ipynb #6b1b5de9
 def folder_faults(data: str|Path, # competition files
                   progress: Callable[[int, int, str], None]|None = None # batch files done, all, file
     ) -> Iterator[Fault]:
     "All faults of a folder, file after file, in bounded memory. Nothing is written to it."
-    data, jobs, test_ids = Path(data), [], []
+    data, files, test_ids = Path(data), [], []
     yield from detector_faults(data)
     splits = [s for s in ('train', 'test') if (data/f'{s}_meta.parquet').is_file()]
     if not splits:
         yield structural(data, 'has neither train_meta.parquet nor test_meta.parquet')
     with tempfile.TemporaryDirectory() as work:
         for split in splits:
-            yield from meta_faults(data, split, Path(work), jobs)
-        yield from all_batch_faults(jobs, count_sensors(data), test_ids, progress)
-    listed = {job.source for job in jobs}
+            yield from meta_faults(data, split, Path(work), files)
+        yield from all_batch_faults(files, count_sensors(data), test_ids, progress)
+    listed = {file.source for file in files}
     for source in sorted(p for split in ('train', 'test') for p in (data/split).glob('*.parquet')):
         if source not in listed:
             yield Fault(NOTE, source, None, None, 'is in no meta file, not read')

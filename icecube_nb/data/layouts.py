@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'COLUMNS', 'SQLITE', 'FILES', 'FIRST_KEY', 'NESTED_ROWS', 'Layout', 'rename_columns', 'Table', 'database',
            'quoted', 'parquet_columns', 'tables_of', 'holds_pulses', 'holds_truth', 'find_layout', 'Source',
            'input_files', 'choose_pulses', 'truth_for', 'find_sources', 'whole_numbers', 'sqlite_pieces', 'as_floats',
-           'arrow_batches', 'file_pieces', 'field_of', 'nested_pieces', 'at_events', 'truth_pieces', 'Truth',
+           'arrow_batches', 'file_pieces', 'field_of', 'nested_pieces', 'at_events', 'truth_pieces', 'TrueAngles',
            'EventChunk', 'check_values', 'check_angles_known', 'whole_chunk', 'check_once', 'event_chunks']
 
 # %% ../../nbs/appendix/layouts.ipynb #6b1563b9
@@ -371,7 +371,7 @@ def truth_pieces(source: Source, after: int, rows: int = 1 << 17) -> Iterator[di
             yield angles | {'event': np.arange(row, row + len(batch))}
 
 # %% ../../nbs/appendix/layouts.ipynb #0cb2329a
-class Truth:
+class TrueAngles:
     "Azimuth and zenith of events, by their number."
     def __init__(self, source: Source, after: int):
         self.table, both = source.truth, (source.truth, source.pulses)
@@ -438,7 +438,7 @@ def check_angles_known(source: Source, chunk: EventChunk) -> None:
 
 # %% ../../nbs/appendix/layouts.ipynb #dbd603c8
 def whole_chunk(source: Source, piece: dict[str, np.ndarray], # whole events
-                truth: Truth|None, left_out: list # gets the keys of the events without truth
+                truth: TrueAngles|None, left_out: list # gets the keys of the events without truth
     ) -> EventChunk|None: # None if no event is left
     "A piece as events with their truth."
     check_values(source, piece)
@@ -477,7 +477,7 @@ def event_chunks(source: Source, after: int|None = None, # key of the last finis
     "The events of a source in bounded memory. Errors name file, event and what to do."
     sqlite = source.pulses.path.suffix.lower() in SQLITE
     after = (FIRST_KEY if sqlite else -1) if after is None else after
-    truth = None if source.truth is None else Truth(source, after)
+    truth = None if source.truth is None else TrueAngles(source, after)
     if source.layout.nested:
         pieces = nested_pieces(source.pulses, source.columns, after, NESTED_ROWS)
     else:

@@ -7,7 +7,7 @@ __all__ = ['EXACT', 'COARSE_TIME_NS', 'CHARGE_UNIT_PE', 'LARGE_CHARGE_PE', 'CHAR
            'PIECE_ROWS', 'GATHERED_EVENTS', 'PACKED', 'encode_time', 'decode_time', 'encode_charge', 'decode_charge',
            'sensor_of', 'auxiliary_of', 'encode_pulses', 'range_rows', 'Ranges', 'encode_events', 'pack_events',
            'EncodedEvents', 'BatchFile', 'gather_events', 'encode_batch', 'read_batch', 'nameless_file', 'append_bytes',
-           'Content', 'write_packed_events', 'write_packed', 'CompressedPulses', 'PackedBatch', 'open_blocks',
+           'RunningChecksum', 'write_packed_events', 'write_packed', 'CompressedPulses', 'PackedBatch', 'open_blocks',
            'load_packed', 'is_packed', 'to_float32']
 
 # %% ../../nbs/appendix/packed_format.ipynb #5a3e08d8
@@ -54,7 +54,7 @@ def decode_time() -> np.ndarray: # (65536,) float32, ns
     return np.where(code < EXACT, code, late).astype(np.float32)
 
 # %% ../../nbs/appendix/packed_format.ipynb #dd4b3f8d
-CHARGE_UNIT_PE = 0.025             # half the grid of the genuine charges
+CHARGE_UNIT_PE = 0.025             # half the grid of the real charges
 LARGE_CHARGE_PE = EXACT*CHARGE_UNIT_PE                           # 1228.8 pe: from here on geometric steps
 CHARGE_STEP = np.log(1e6/LARGE_CHARGE_PE)/(65_535 - EXACT)       # 4.1e-4, relative size of such a step
 
@@ -267,12 +267,12 @@ def append_bytes(file: FileIO, data: np.ndarray, path: Path # (n,) uint8; named 
         while left:
             left = left[file.write(left):]                  # a disk that is nearly full takes a part of them
 
-class Content:
+class RunningChecksum:
     "The checksum of events that come part by part: that of all event columns, and then of all pulses."
     def __init__(self):
         self.events, self.crc, self.pulses = [], 0, 0
 
-    def noted(self, parts: Iterable[SomeEvents]) -> Iterator[SomeEvents]:
+    def read_along(self, parts: Iterable[SomeEvents]) -> Iterator[SomeEvents]:
         "Pass events on."
         for events, pulses in parts:
             self.events.append(events)
@@ -295,9 +295,9 @@ def write_packed_events(path: Path, # the file to be made
                         about: Callable[[], dict[str, str]] # called after the last part; kept in the header
     ) -> int: # number of pulses
     "Write a packed batch file, whole or not at all, while its events come. Raises CannotWrite."
-    content, counts, ends = Content(), [], [0]
+    content, counts, ends = RunningChecksum(), [], [0]
     with nameless_file(path) as waiting:
-        for count, column in compress_events(content.noted(parts), per_string):
+        for count, column in compress_events(content.read_along(parts), per_string):
             append_bytes(waiting, column, path)
             counts.append(count)
             ends.append(ends[-1] + len(column))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRING_SENSORS', 'STRINGS', 'FAST', 'THOROUGH', 'PULSE_COLUMNS', 'BLOCK_PULSES', 'EVENT_COLUMNS', 'BLOCK_COLUMNS',
-           'SomeEvents', 'SIDE_BY_SIDE', 'unsigned', 'split_bytes', 'join_bytes', 'string_sensors', 'split_sensors',
+           'SomeEvents', 'BLOCKS_AT_A_TIME', 'unsigned', 'split_bytes', 'join_bytes', 'string_sensors', 'split_sensors',
            'join_sensors', 'split_times', 'join_times', 'compress', 'decompress', 'first_rows', 'pack_columns',
            'unpack_columns', 'block_ends', 'join_events', 'into_blocks', 'compress_block', 'compress_events']
 
@@ -188,17 +188,17 @@ def compress_block(events: dict[str, np.ndarray], # `EVENT_COLUMNS`, (B,)
     columns = [(len(values), compress(values)) for values in events.values()]
     return columns + [(len(pulses), column) for column in pack_columns(pulses, events['lengths'], per_string)]
 
-SIDE_BY_SIDE = 4                   # blocks that are compressed at the same time if there are cores to spare
+BLOCKS_AT_A_TIME = 4               # that are compressed if there are cores to spare
 
 def compress_events(parts: Iterable[SomeEvents], # of a file, in order, of any size
                     per_string: int # of `string_sensors`
     ) -> Iterator[tuple[int, np.ndarray]]: # number of values, and bytes, of `BLOCK_COLUMNS`, block by block
     "Compress events as they come. A few blocks are in memory at a time."
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    with ThreadPoolExecutor(BLOCKS_AT_A_TIME) as pool:
         working = deque()
         for block in into_blocks(parts):
             working.append(pool.submit(compress_block, *block, per_string))
-            if len(working) > SIDE_BY_SIDE:
+            if len(working) > BLOCKS_AT_A_TIME:
                 yield from working.popleft().result()
         while working:
             yield from working.popleft().result()

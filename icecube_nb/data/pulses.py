@@ -469,7 +469,7 @@ def turn_angle(azimuth: np.ndarray, # (N,) rad
                mirror: np.ndarray|bool = False, # (N,) or one; first reflected in a row of strings
                detector: Detector = ICECUBE
     ) -> np.ndarray: # (N,) rad in [0, 2 pi)
-    "The azimuth after the array is rotated or mirrored."
+    "The azimuth after the detector is rotated or mirrored."
     if np.any(mirror) and detector.mirror_azimuth_rad is None:
         raise ValueError(f'detector {detector.name} has no mirror symmetry: give mirror=False')
     mirrored = np.where(mirror, 2*(detector.mirror_azimuth_rad or 0.0), 0.0)
@@ -483,7 +483,7 @@ def turn_features(features: np.ndarray, # (N, F)
                   mirror: np.ndarray|bool = False, # first reflected in a row of strings
                   detector: Detector = ICECUBE
     ) -> np.ndarray: # (N, F)
-    "Events as they would look in the turned or mirrored array."
+    "Events as they would look in the turned or mirrored detector."
     out = features.copy()
     for x, y, centre_m in (('x', 'y', detector.turn_centre_m), ('centred_x', 'centred_y', (0, 0))):
         if x in feature_names(feature_set):

@@ -44,8 +44,8 @@ def peak_memory() -> str:
     "The most memory that this process has held, and the most on each GPU."
     unit = 1024 if sys.platform == 'linux' else 1               # kilobytes; bytes on a Mac
     lines = [f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/1e9:.1f} GB']
-    for card in range(torch.cuda.device_count()):
-        lines.append(f'{torch.cuda.max_memory_reserved(card)/1e9:.1f} GB on card {card}')
+    for number in range(torch.cuda.device_count()):
+        lines.append(f'{torch.cuda.max_memory_reserved(number)/1e9:.1f} GB on GPU {number}')
     return ', '.join(lines)
 
 def versions() -> str:

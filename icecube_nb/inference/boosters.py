@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OF_NODES', 'OF_LEAVES', 'FIXED', 'MOST_LEAVES', 'MOST_TREES', 'MOST_FEATURES', 'AT_ONCE', 'LOWER_HALVES', 'TOGETHER',
            'TABLE_DIGITS', 'BLOCK', 'read_numbers', 'check_tree', 'Forest', 'leaf_places', 'booster_trees',
-           'read_forest', 'limits_in', 'without_missing', 'answer_bits', 'question_bits', 'place_planes', 'turn_bits',
-           'split_events', 'sums_of', 'tree_sums', 'asked_questions', 'forest_answers', 'unique_rows']
+           'read_forest', 'limits_in', 'without_missing', 'answer_bits', 'question_bits', 'place_planes',
+           'transpose_bits', 'split_events', 'sums_of', 'tree_sums', 'asked_questions', 'forest_answers', 'unique_rows']
 
 # %% ../../nbs/appendix/boosters.ipynb #b0057003
 from collections.abc import Iterator
@@ -188,7 +188,7 @@ def place_planes(places: np.ndarray # (2**p, G, B/64) uint64, the events of each
 LOWER_HALVES = {step: np.uint64(sum(1 << bit for bit in range(64) if not bit & step))
                 for step in (1, 2, 4, 8)}
 
-def turn_bits(planes: np.ndarray # (L, ..., B/64) uint64, L is 8 or 16; is changed
+def transpose_bits(planes: np.ndarray # (L, ..., B/64) uint64, L is 8 or 16; is changed
     ) -> np.ndarray: # (L, ..., B/L) unsigned integers of L bits: at [j, ..., m] the bits of event L*m + j
     "Bit j of a number in plane i becomes bit i of a number in plane j."
     lanes, step = len(planes), len(planes)//2
@@ -249,7 +249,7 @@ def tree_sums(forest: Forest, question: np.ndarray, # (T, K) row of `bits` that 
         planes = np.zeros((lanes, places.shape[1]//shared, words), np.uint64)
         of_tables = place_planes(places).reshape(digits, -1, shared, words).transpose(2, 0, 1, 3)
         planes[:shared*digits] = of_tables.reshape(shared*digits, -1, words)
-        numbers = turn_bits(planes)
+        numbers = transpose_bits(planes)
         for table, own in enumerate(values[chosen].reshape(-1, shared, 2**digits)):
             total += sums_of(own).take(numbers[:, table])
     return total.T.ravel()                                      # event L*m + j was at [j, m]

@@ -40,7 +40,7 @@ def predict_ensemble(data: str|Path, # competition-format folder with test files
                      run: str|Path, # folder of the ensemble
                      out: str|Path|None = None, # .csv, with a richer .parquet beside it; or .parquet
                      dump: str|Path|None = None, # folder that keeps the members' dumps and the final answers
-                     device: str = 'auto', # `auto`: all cards, else the CPU; as in `pick_devices`
+                     device: str = 'auto', # `auto`: all GPUs, else the CPU; as in `pick_devices`
                      precision: str = 'auto',
                      batches: list[int]|None = None, # batch ids of either split; None: all test batches
                      progress: Callable[[int, int, str], None]|None = None, # (events done, total, comment)

@@ -18,7 +18,7 @@ from ..core.outputs import OutputFile, check_file
 from ..core.storage import read_note
 from .answers import read_answers
 from .submission import submission_table
-from .uncertainty import SHARES, vmf_radius
+from .uncertainty import SHARES, bisect_kappa, vmf_radius
 from ..physics.angles import direction_from_angles
 
 # %% ../../nbs/appendix/answer_formats.ipynb #2e3d701b
@@ -34,15 +34,10 @@ def vmf_mean_angle(kappa: np.ndarray # (...,) >= 0
 
 def kappa_of_length(length: np.ndarray # (...,) of a mean vector, 0 to 1
     ) -> np.ndarray: # (...,)
-    "The concentration of the von Mises-Fisher distribution with a mean vector of this length, by bisection."
+    "The concentration of the von Mises-Fisher distribution with a mean vector of this length."
     length = np.asarray(length, float)
-    low, high = np.full(length.shape, -12.0), np.full(length.shape, 18.0)       # of log(kappa)
-    for _ in range(60):
-        middle = (low + high)/2
-        kappa = np.exp(middle)
-        shorter = 1/np.tanh(kappa) - 1/kappa < length
-        low, high = np.where(shorter, middle, low), np.where(shorter, high, middle)
-    return np.where(length < 1e-5, 0.0, np.exp(low))
+    kappa = bisect_kappa(lambda kappa: 1/np.tanh(kappa) - 1/kappa < length, length.shape)
+    return np.where(length < 1e-5, 0.0, kappa)
 
 # %% ../../nbs/appendix/answer_formats.ipynb #2d88da5f
 def own_uncertainty(answers: dict[str, np.ndarray], # columns of a file of answers of one network

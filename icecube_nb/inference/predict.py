@@ -375,7 +375,7 @@ def predict(data: str|Path, # competition-format folder with test files
             out: str|Path|None = None, # the file to write: .csv or .parquet; None: submission.csv
             long_run: str|Path|None = None, # fine-tuned on long events: answers those
             dump: str|Path|None = None, # folder that keeps all answers, logits and pooled vectors
-            device: str = 'auto', # `auto`: all cards, else the CPU; as in `pick_devices`
+            device: str = 'auto', # `auto`: all GPUs, else the CPU; as in `pick_devices`
             precision: str = 'auto', decode: str = 'mean_vector',
             answer: str|None = None, # the head that is submitted; None: the first of the run
             engine: str = 'torch', # or `onnxruntime`, `openvino`: see `export_run`

@@ -447,7 +447,7 @@ def export_standalone(model: Model, bins: Bins, # of a run
 STANDALONE = 'answer.onnx'       # beside the weights, in the checkpoint folder
 
 def export_answers(run: str|Path # run folder, or one of its checkpoints
-    ) -> list[Path]: # one file for each array that it learned with
+    ) -> list[Path]: # one file for each detector that it learned with
     """Export the last checkpoint of a run as files that need nothing else.
     Raises ValueError for one without sensors."""
     folder, paths = find_checkpoint(run), []

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'Bins', 'make_bins', 'smoothing_kernel', 'smoothed_targets', 'bin_loss', 'full_turn', 'unit_vectors',
-           'angles_of_vectors', 'decode_bins', 'log_sinhc', 'vector_loss', 'decode_vector', 'mixture_parts',
-           'mixture_loss', 'decode_mixture', 'angle_loss', 'class_vectors', 'Truth', 'truth_of', 'Loss']
+           'angles_of_vectors', 'class_moments', 'decode_bins', 'log_sinhc', 'vector_loss', 'decode_vector',
+           'mixture_parts', 'mixture_loss', 'decode_mixture', 'angle_loss', 'class_vectors', 'Truth', 'truth_of',
+           'Loss']
 
 # %% ../../nbs/02b_losses.ipynb #d6f25531
 import math
@@ -107,15 +108,23 @@ def angles_of_vectors(vector: Tensor # (B, 3) of any length
     return full_turn(torch.atan2(y, x)), torch.atan2(torch.hypot(x, y), z)
 
 # %% ../../nbs/02b_losses.ipynb #e83833a2
+def class_moments(azimuth_logits: Tensor, # (B, 128)
+                  zenith_logits: Tensor, # (B, 142)
+                  bins: Bins
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: # (B,) cos and sin of azimuth, sin and cos of zenith
+    "Mean cosine and sine of each angle over the classes."
+    p_az, p_zn = azimuth_logits.float().softmax(-1), zenith_logits.float().softmax(-1)
+    x, y = p_az @ bins.azimuth_centres.cos(), p_az @ bins.azimuth_centres.sin()
+    sine, cosine = p_zn @ bins.zenith_centres.sin(), p_zn @ bins.zenith_centres.cos()
+    return x, y, sine, cosine
+
 def decode_bins(azimuth_logits: Tensor, # (B, 128)
                 zenith_logits: Tensor, # (B, 142)
                 bins: Bins,
                 how: str = 'mean_vector' # or `published`
     ) -> tuple[Tensor, Tensor, Tensor]: # azimuth (B,) rad, zenith (B,) rad, length of the mean vector (B,)
     "One direction for two distributions over classes. Raises ValueError for an unknown `how`."
-    p_az, p_zn = azimuth_logits.float().softmax(-1), zenith_logits.float().softmax(-1)
-    x, y = p_az @ bins.azimuth_centres.cos(), p_az @ bins.azimuth_centres.sin()              # (B,)
-    sine, cosine = p_zn @ bins.zenith_centres.sin(), p_zn @ bins.zenith_centres.cos()
+    x, y, sine, cosine = class_moments(azimuth_logits, zenith_logits, bins)
     length = (sine**2*(x**2 + y**2) + cosine**2).sqrt()
     if how == 'mean_vector':
         zenith, sign = torch.atan2((x**2 + y**2).sqrt()*sine.abs(), cosine), sine.sign()
@@ -195,9 +204,7 @@ def class_vectors(azimuth_logits: Tensor, # (B, 128)
                   bins: Bins
     ) -> Tensor: # (B, 3), as long as the classes are sure, 1 at most
     "The mean direction of two distributions over classes, whose angles `decode_bins` reads."
-    p_az, p_zn = azimuth_logits.float().softmax(-1), zenith_logits.float().softmax(-1)
-    x, y = p_az @ bins.azimuth_centres.cos(), p_az @ bins.azimuth_centres.sin()              # (B,)
-    sine, cosine = p_zn @ bins.zenith_centres.sin(), p_zn @ bins.zenith_centres.cos()
+    x, y, sine, cosine = class_moments(azimuth_logits, zenith_logits, bins)
     return torch.stack([x*sine, y*sine, cosine], -1)
 
 # %% ../../nbs/02b_losses.ipynb #c0f1e6b6

@@ -6,10 +6,10 @@
 __all__ = ['SPEED_OF_LIGHT_M_PER_NS', 'REFRACTIVE_INDEX', 'POSITION_UNIT_M', 'TIME_UNIT_NS', 'CENTRED_POSITION_UNIT_M',
            'CENTRED_TIME_UNIT_NS', 'MAX_SENSORS', 'FARTHEST_M', 'CORRECTIONS', 'DEFAULT_DETECTOR', 'DETECTORS',
            'SAME_PLACE_M', 'ICE_LENGTHS_M', 'ICE_FILE', 'CENTRE_DEPTH_M', 'DUST_LAYER_M', 'check_distances',
-           'check_geometry', 'read_geometry', 'parse_column', 'read_table', 'read_notes', 'sensors_of_strings',
-           'Detector', 'find_detector', 'geometry_table', 'recognise_detector', 'sensor_efficiency', 'ice_table',
-           'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'describe_ice', 'ice_at_depth', 'robust_scale',
-           'sensor_features']
+           'check_columns', 'check_geometry', 'read_geometry', 'parse_column', 'read_table', 'read_notes',
+           'sensors_of_strings', 'Detector', 'find_detector', 'geometry_table', 'recognise_detector',
+           'sensor_efficiency', 'ice_table', 'check_ice', 'read_ice', 'ice_text', 'ice_of_text', 'describe_ice',
+           'ice_at_depth', 'robust_scale', 'sensor_features']
 
 # %% ../../nbs/00b_detector.ipynb #9e380578
 import hashlib
@@ -51,6 +51,16 @@ def check_distances(
                          "detector's centre; `convert --offset-m` moves all sensors")
 
 # %% ../../nbs/00b_detector.ipynb #70db2693
+def check_columns(
+    table: pd.DataFrame,
+    columns: list[str], # names that the table must have
+    name: str, # of the table, for the error
+) -> None:
+    "Raise a ValueError that names the columns a table lacks."
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f'{name} lacks column(s) {missing}: it has {list(table)}')
+
 def check_geometry(
     geometry: pd.DataFrame, # columns sensor_id, x, y, z [m], in any order; others are dropped
     name: str = 'geometry', # of the table, for an error
@@ -58,9 +68,7 @@ def check_geometry(
 ) -> pd.DataFrame: # (S, 4) sorted by sensor_id, which is 0..S-1
     "Check a geometry and put its rows in order. Raises a ValueError that says what is wrong and what to do."
     columns = ['sensor_id', 'x', 'y', 'z']
-    missing = [column for column in columns if column not in geometry]
-    if missing:
-        raise ValueError(f'{name} lacks column(s) {missing}: it has {list(geometry)}')
+    check_columns(geometry, columns, name)
     if len(geometry) == 0:
         raise ValueError(f'{name} has no rows: give at least one sensor')
     if len(geometry) > MAX_SENSORS:
@@ -249,9 +257,7 @@ def check_ice(
     "Check an ice table and put its rows in order of depth. Errors say what to do."
     ice = ice_table() if ice is None else ice
     columns = ['depth', 'scattering_len', 'absorption_len']
-    missing = [column for column in columns if column not in ice]
-    if missing:
-        raise ValueError(f'{name} lacks column(s) {missing}: it has {list(ice)}, and needs {columns}')
+    check_columns(ice, columns, name)
     numbers = ice[columns].apply(pd.to_numeric, errors='coerce').astype(float)
     rows = numbers.sort_values('depth').to_numpy()                                  # (R, 3)
     if len(rows) == 0:

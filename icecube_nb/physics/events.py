@@ -38,7 +38,7 @@ class Neutrinos:
     azimuth: np.ndarray      # (B,) rad; where it comes from
     zenith: np.ndarray       # (B,) rad
     direction: np.ndarray    # (B, 3) where it flies to
-    vertex: np.ndarray       # (B, 3) m from the array's centre
+    vertex: np.ndarray       # (B, 3) m from the detector's centre
     time_ns: np.ndarray      # (B,) of the interaction
     is_track: np.ndarray     # (B,) bool
     energy_gev: np.ndarray   # (B,) of the neutrino
@@ -123,7 +123,7 @@ def draw_neutrinos(
 def visible_muons(
     nu: Neutrinos,
     array: DetectorArray,
-) -> tuple: # rows of the track events, entry and exit (m from the vertex) in a sphere around the array
+) -> tuple: # rows of the track events, entry and exit (m from the vertex) in a sphere around the detector
     "Which part of each muon's path is near enough to be seen."
     t = np.flatnonzero(nu.is_track)
     sphere = np.hypot(array.radius_m, array.half_height_m) + 150

@@ -84,7 +84,7 @@ def infill_sensors(
 @dataclass(frozen=True)
 class DetectorArray:
     "A detector as the simulator sees it: S sensors in layered ice."
-    position: np.ndarray    # (S, 3) float32 m, from the array's centre
+    position: np.ndarray    # (S, 3) float32 m, from the detector's centre
     centre: np.ndarray      # (3,) m, of the geometry's coordinates
     efficiency: np.ndarray  # (S,) float32 1, 1.35 in DeepCore, 0 for a dead sensor
     infill: np.ndarray      # (S,) bool, in the dense part
@@ -98,7 +98,7 @@ class DetectorArray:
     @classmethod
     def from_tables(cls, geometry: pd.DataFrame | None = None, ice: pd.DataFrame | None = None,
                     config: SimulationConfig = STANDARD):
-        "Build the array from any geometry (sensor_id, x, y, z) and ice table. The defaults are IceCube's."
+        "Build the detector from any geometry (sensor_id, x, y, z) and ice table. The defaults are IceCube's."
         geometry = geometry_table() if geometry is None else check_geometry(geometry)
         place = geometry[['x', 'y', 'z']].to_numpy(np.float64)             # (S, 3)
         centre = (place.min(0) + place.max(0)) / 2

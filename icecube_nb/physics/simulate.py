@@ -56,7 +56,7 @@ def write_batch(
     "Simulate a batch file."
     frame, truth = simulate_events(n, array, seed)
     gaps = np.random.default_rng(np.random.SeedSequence(seed)).integers(1, 10, n)
-    ids = first_id + np.cumsum(gaps)                    # increasing, with gaps, as the genuine ones
+    ids = first_id + np.cumsum(gaps)                    # increasing, with gaps, as in the real files
     frame = frame.set_index(pd.Index(ids[frame.event], name='event_id')).drop(columns='event')
     frame.to_parquet(Path(folder) / f'batch_{batch}.parquet')
     last = truth.pulses.to_numpy().cumsum() - 1
@@ -79,7 +79,7 @@ def write_meta(
     truth = ['batch_id', 'event_id', *angles, 'pulses', 'kind', 'energy_gev', 'neutrino', 'trigger']
     train[truth].to_parquet(folder / 'train_truth.parquet', index=False)
     last[truth].to_parquet(folder / 'test_truth.parquet', index=False)
-    sample = last[['event_id']].assign(azimuth=1, zenith=1)  # integers, as in the genuine sample
+    sample = last[['event_id']].assign(azimuth=1, zenith=1)  # integers, as in the real sample
     sample.to_parquet(folder / 'sample_submission.parquet', index=False)
 
 # %% ../../nbs/appendix/simulation.ipynb #4766ca4e
@@ -169,7 +169,7 @@ def write_batches(
     return done
 
 # %% ../../nbs/appendix/simulation.ipynb #5e1a7f04
-MOST_EVENTS = 100_000_000        # in a file; the genuine ones have 200,000
+MOST_EVENTS = 100_000_000        # in a file; those of the competition have 200,000
 
 def check_sizes(seed: int, **counts: int # of files and events, by name
     ) -> None:

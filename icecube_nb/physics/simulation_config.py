@@ -10,7 +10,7 @@ __all__ = ['ANYWHERE_M', 'MULTIPLICITY_8', 'DEEPCORE_3', 'VOLUME_4', 'STRING_5',
 from dataclasses import asdict, dataclass, replace
 
 # %% ../../nbs/appendix/simulation_config.ipynb #a1c05e07
-ANYWHERE_M = 1e4              # a radius or height that holds any array
+ANYWHERE_M = 1e4              # a radius or height that holds any detector
 
 @dataclass(frozen=True)
 class Trigger:
@@ -40,7 +40,7 @@ class SimulationConfig:
     lowest_gev: float = 136.        # of the spectrum (tuned)
     zenith_slope: float = 0.        # density of cos(zenith) is (1 + slope cos)/2 (chosen)
     track_odds: float = 0.13        # tracks for one cascade, where the muon has no range (tuned)
-    margin_m: float = 100.          # neutrinos are aimed at a cylinder larger than the array by this (chosen)
+    margin_m: float = 100.          # of the cylinder that neutrinos are aimed at around the detector (chosen)
     # ice and light
     light_yield: float = 1.         # factor on all light
     scattering: float = 1.          # factor on the table's scattering length (1301.5361: known to 10 %)
@@ -65,7 +65,7 @@ class SimulationConfig:
     merge_ns: float = 5.            # light this close is one pulse (chosen; sampling of 3.3 ns in 1612.05093)
     readout_before_ns: int = 4000   # read out before the trigger (IceCube IC86)
     readout_after_ns: int = 6000    # and after it (IceCube IC86)
-    trigger_start_ns: int = 9876    # on the event's clock (three genuine public events: 9867, 9870, 9890)
+    trigger_start_ns: int = 9876    # on the event's clock (three real public events: 9867, 9870, 9890)
     triggers: tuple[Trigger, ...] = (MULTIPLICITY_8, DEEPCORE_3, VOLUME_4, STRING_5)
 
 STANDARD = SimulationConfig()

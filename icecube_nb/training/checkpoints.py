@@ -56,7 +56,7 @@ class DetectorRecord:
                 'ice_hash': hashlib.blake2b(self.ice.encode(), digest_size=8).hexdigest()}
 
 def detector_files(detectors: Sequence[DetectorRecord]) -> dict[str, bytes]: # name to content
-    "What a checkpoint keeps of the arrays it learned with: the first, and `more` where there are several."
+    "What a checkpoint keeps of its detectors: the first, and `more` where there are several."
     tables = {}
     for number, detector in enumerate(detectors):
         suffix = f'_{number}' if number else ''
@@ -193,7 +193,7 @@ def load_checkpoint(run: str|Path # a run folder, or a checkpoint folder itself
 # %% ../../nbs/appendix/checkpoints.ipynb #c7d0a004
 def read_detectors(checkpoint: Path # a checkpoint folder
     ) -> list[DetectorRecord]: # empty if it is from before checkpoints kept them
-    "The arrays that a checkpoint learned for. Raises ValueError if they cannot be read."
+    "The detectors that a checkpoint learned for. Raises ValueError if they cannot be read."
     if not (checkpoint/'detector.json').is_file():
         return []
     try:

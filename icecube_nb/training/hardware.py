@@ -27,7 +27,7 @@ class Card:
         return f'{self.name}, {self.memory_bytes/1e9:.0f} GB, capability {major}.{minor}'
 
 def find_card(device: torch.device) -> Card|None: # None for a device that is no CUDA GPU
-    "The card behind a device."
+    "Name, memory and compute capability of a GPU."
     if device.type != 'cuda':
         return None
     return Card(torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1],
@@ -85,7 +85,7 @@ def count_work(model: nn.Module, # a `Model`
     return Work(2*pulse, 2*event, 4*config.width*config.layers)
 
 # %% ../../nbs/appendix/hardware.ipynb #a7c0d016
-MOST_PULSES = 1 << 20           # in one pass: beyond that a card is busy anyway
+MOST_PULSES = 1 << 20           # in one pass: beyond that a GPU is busy anyway
 LEAST_PULSES = 1024             # smaller passes are not tried
 
 def bytes_per_pulse(config: ModelConfig, precision: str # fp32, fp16 or bf16
@@ -101,7 +101,7 @@ def bytes_per_pulse(config: ModelConfig, precision: str # fp32, fp16 or bf16
 
 def pass_pulses(config: ModelConfig, precision: str,
                 parameters: int, # of the network
-                free_bytes: int # free memory of the card
+                free_bytes: int # free memory of the GPU
     ) -> int: # `LEAST_PULSES` to `MOST_PULSES`
     "Pulses in one forward and backward pass, by an estimate of the memory they need."
     left = 0.9*free_bytes - 16*parameters

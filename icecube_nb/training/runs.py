@@ -228,7 +228,7 @@ class RunSummary:
     fault: str = ''    # why it cannot be read
     events_per_second: float = math.nan # by the last line of the log, as the following
     tflops: float = math.nan     # operations of matrix products, in 10^12 a second
-    peak_share: float = math.nan # of what the card can do at best; NaN if that is not known
+    peak_share: float = math.nan # of what the GPU can do at best; NaN if that is not known
 
 def count_weights(path: Path # a safetensors file
     ) -> int:
