@@ -88,7 +88,7 @@ def agreement(bench: Bench) -> Iterator[dict]:
 
 
 def synchronisations(bench: Bench) -> Iterator[dict]:
-    "Where the host waits for the card within a training step."
+    "Where the host waits for the GPU within a training step."
     if not bench.cuda:
         return
     for name in ('small', 'deep'):
@@ -153,7 +153,7 @@ def compiled(bench: Bench) -> Iterator[dict]:
 
 
 def kernels(bench: Bench) -> Iterator[dict]:
-    "How many kernels a step launches, and what share of its time the card computes."
+    "How many kernels a step launches, and what share of its time the GPU computes."
     if not bench.cuda:
         return
     for name in ('small', 'deep', 'full'):
@@ -171,7 +171,7 @@ def kernels(bench: Bench) -> Iterator[dict]:
 
 
 def inference(bench: Bench) -> Iterator[dict]:
-    "Forward passes alone, on batches that lie on the card."
+    "Forward passes alone, on batches that lie on the GPU."
     for name in ('small', 'deep', 'medium', 'large', 'full'):
         if bench.left() < 45:
             yield {'preset': name, 'skipped': 'no time left'}
@@ -213,7 +213,7 @@ def padded_reference(bench: Bench) -> Iterator[dict]:
 
 
 def loader(bench: Bench) -> Iterator[dict]:
-    "Batches with features on the card, without training."
+    "Batches with features on the GPU, without training."
     for name in ('small', 'deep'):
         config = bench.config(name)
         batches = prefetch(batch for epoch in range(1000) for batch in bench.source(config).epoch(epoch))

@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument('what', choices=['plan', 'million', 'notebook'])
     parser.add_argument('--out', type=Path, required=True, help='folder for bundle and files')
     parser.add_argument('--events', type=int, help='of a file; 40,000 for `plan`, 200,000 for `million`')
-    parser.add_argument('--devices', default='cpu,cpu', help='`plan`: two devices stand in for two cards')
+    parser.add_argument('--devices', default='cpu,cpu', help='`plan`: two devices stand in for two GPUs')
     parser.add_argument('--files', type=int, default=5)
     parser.add_argument('--limit', type=float, default=8.0, help='gigabytes that the process may allocate')
     parser.add_argument('--hours', type=float, nargs='+', default=[0.06, 0.025],

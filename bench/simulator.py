@@ -5,7 +5,7 @@
     python bench/simulator.py --before ../before        with an older simulator beside them
 
 Each row is one figure: its value for the real data with its source, and its value for each simulator. For the
-three genuine events of the public test file a row says which share of simulated events has a smaller value
+three real events of the public test file a row says which share of simulated events has a smaller value
 (half of the equal ones included): at 0 or 1 the simulator never makes such an event. The real figures are
 typed here; no file of the competition is needed. The rows on speed are ratios of CPU time in this process, runs taking turns.
 """
@@ -31,7 +31,7 @@ ICEAGGR = 'training events, as given by github.com/timinar/iceaggr'
 PERCENTILES = {50: 63, 75: 89, 90: 144, 95: 221, 99: 1177, 99.9: 19605}       # pulses an event, ICEAGGR
 LINE_FIT = 1.18                                                # rad, training events; source not traced
 TEST_FILE = 'public test file, events 2092, 7344, 9482'
-GENUINE = {                                                    # TEST_FILE
+REAL_EVENTS = {                                                # TEST_FILE
     'pulses': (299, 36, 43),
     'pulses not auxiliary': (241, 4, 11),
     'sensors': (88, 32, 37),
@@ -124,7 +124,7 @@ def distribution_figures(pulses: pd.DataFrame, truth: pd.DataFrame) -> dict[str,
     small = pulses.charge[pulses.groupby('event').time.transform('size') < 300]
     for q in (1, 10, 50, 90, 99):
         figures[f'under 300 pulses: charge at {q} % [pe]'] = float(np.percentile(small, q))
-    for name, values in GENUINE.items():
+    for name, values in REAL_EVENTS.items():
         for event, value in zip(('2092', '7344', '9482'), values):
             below, equal = (table[name] < value).mean(), (table[name] == value).mean()
             figures[f'event {event}: {name}, share below'] = below + equal/2
@@ -140,7 +140,7 @@ def real_figures() -> dict[str, tuple[float, str]]:
     charges = {1: 0.225, 10: 0.475, 50: 0.975, 90: 1.475, 99: 2.525}
     real |= {f'under 300 pulses: charge at {q} % [pe]': (value, 'public test file, 378 pulses')
              for q, value in charges.items()}
-    for name, values in GENUINE.items():
+    for name, values in REAL_EVENTS.items():
         for event, value in zip(('2092', '7344', '9482'), values):
             real[f'event {event}: {name}, share below'] = float(value), f'public test file, event {event}'
     return real

@@ -383,7 +383,7 @@ def words(root: Path) -> list[str]:
 
 
 def gpu_bench(root: Path) -> list[str]:
-    "The GPU benchmark runs to its end on the CPU; a session with a card has no time to fix it"
+    "The GPU benchmark runs to its end on the CPU; a session with a GPU has no time to fix it"
     script = root/'bench'/'gpu.py'
     if not script.exists():
         return []

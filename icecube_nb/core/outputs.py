@@ -9,7 +9,6 @@ __all__ = ['MARKER', 'MADE_BY', 'RECOGNISED', 'COMPETITION_FILES', 'expand', 're
            'mark_folder', 'is_marked', 'check_folder', 'refuse_others', 'working_folder']
 
 # %% ../../nbs/appendix/outputs.ipynb #4c11453e
-import errno
 import json
 import os
 import shutil

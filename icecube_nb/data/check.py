@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ..physics.detector import ICE_FILE, MAX_SENSORS, read_geometry
 from .competition import (ANGLES, check_angles, compare_event_ids, folder_ice, meta_rows,
-                                         open_parquet, read_pieces, split_train_meta, to_numpy)
+                                         open_parquet, read_event_ids, read_pieces, split_train_meta)
 from .packed import BatchFile, encode_batch
 from .packing import read_meta, too_many_bad
 
@@ -104,16 +103,11 @@ def sample_faults(path: Path, # sample_submission.parquet
         yield structural(path.with_name('test_meta.parquet'), 'is listed twice; remove one', event)
     if not path.is_file():
         return
-    kinds, row, parts = {'event_id': 'an integer'}, 0, []
     try:
-        file = open_parquet(path, kinds)
-        for piece in read_pieces(file, kinds, path, 1 << 20):
-            parts.append(to_numpy(piece['event_id'], 'event_id', path, row))
-            row += len(piece)
+        found = compare_event_ids(wanted, read_event_ids(path))
     except (ValueError, OSError) as e:
         yield as_fault(STRUCTURE, str(e), path)
         return
-    found = compare_event_ids(wanted, np.concatenate([np.zeros(0, np.int64), *parts]))
     for events, what in ((found.repeated, 'is asked for twice; remove one'),
                          (found.unknown, 'is not in test_meta.parquet; take both from the same source'),
                          (found.missing, 'has no row, but test_meta.parquet lists it; copy it again')):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KAGGLE_FOLDERS', 'KINDS', 'PULSES', 'INDICES', 'ANGLES', 'find_data', 'example_pulses', 'example_meta',
            'write_example_folder', 'reading', 'open_parquet', 'to_numpy', 'IdDifferences', 'compare_event_ids',
-           'meta_rows', 'read_pieces', 'spill_meta', 'split_train_meta', 'check_angles', 'check_ranges', 'join_pieces',
-           'whole_events', 'find_fault', 'time_order', 'folder_ice']
+           'meta_rows', 'read_pieces', 'read_event_ids', 'spill_meta', 'split_train_meta', 'check_angles',
+           'check_ranges', 'join_pieces', 'whole_events', 'find_fault', 'time_order', 'folder_ice']
 
 # %% ../../nbs/appendix/competition_files.ipynb #5a3e0aa5
 import json
@@ -203,6 +203,15 @@ def read_pieces(file: pq.ParquetFile, # as `open_parquet` gives it
         if piece is None:
             return
         yield piece
+
+def read_event_ids(path: Path # of a parquet file, such as the sample submission
+    ) -> np.ndarray: # (E,) int64, in the order of the file
+    "The column event_id of a file. Raises FileNotFoundError or ValueError, which name the file."
+    file, ids, row = open_parquet(path, {'event_id': 'an integer'}), [np.zeros(0, np.int64)], 0
+    for piece in read_pieces(file, ['event_id'], path, 1 << 20):
+        ids.append(to_numpy(piece['event_id'], 'event_id', path, row))
+        row += len(piece)
+    return np.concatenate(ids)
 
 # %% ../../nbs/appendix/competition_files.ipynb #5377be6d
 def spill_meta(meta_path: Path, # the meta file

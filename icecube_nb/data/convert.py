@@ -11,7 +11,6 @@ __all__ = ['GROUP_ROWS', 'META', 'ANGLES', 'OUTPUTS', 'ConversionState', 'save_c
 
 # %% ../../nbs/appendix/convert.ipynb #1efc5a92
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack

@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..core.arrow_files import open_checked, reading_csv
-from ..core.storage import reason_of
 from .competition import reading
 
 # %% ../../nbs/appendix/layouts.ipynb #3ef346c2
@@ -307,8 +305,8 @@ def file_pieces(table: Table, columns: dict[str, str], after: int, rows: int
     ) -> Iterator[dict[str, np.ndarray]]:
     "The rows of a parquet or CSV file, in order."
     for row, batch in arrow_batches(table, columns.values(), after, rows):
-        batch = batch.slice(max(after + 1 - row, 0))
-        key = np.arange(row + max(after + 1 - row, 0), row + max(after + 1 - row, 0) + len(batch))
+        batch, row = batch.slice(max(after + 1 - row, 0)), max(row, after + 1)
+        key = np.arange(row, row + len(batch))
         piece = {name: as_floats(batch[column], table, column) for name, column in columns.items()
                  if name != 'event'}
         numbers = batch[columns['event']].to_numpy(zero_copy_only=False)

@@ -9,7 +9,6 @@ __all__ = ['SAMPLED_FILES', 'SAMPLED_EVENTS', 'SHARES', 'RECORD', 'ALIKE', 'LEAS
 
 # %% ../../nbs/appendix/data_record.ipynb #da7a0003
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from ..core.config import DataConfig
 from ..core.device_arrays import to_device

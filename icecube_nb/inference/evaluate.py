@@ -20,7 +20,7 @@ import pandas as pd
 from ..core.storage import reason_of
 from ..core.arrow_files import read_frame
 from ..data.competition import compare_event_ids
-from ..physics.angles import angular_error, direction_from_angles, sphere_grid
+from ..physics.angles import angular_error, sphere_grid
 
 # %% ../../nbs/03a_evaluate.ipynb #4af205b2
 def _check_pulses(time_ns, position_m, offsets, weight) -> tuple: # the four as int64 or float64 arrays

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.competition import compare_event_ids, open_parquet, reading, to_numpy
+from ..data.competition import compare_event_ids, read_event_ids
 from ..data.packed import load_packed
 from .answers import read_answers
 
@@ -21,10 +21,7 @@ def sample_rows(event_id: np.ndarray, # (E,) all test events
     ) -> np.ndarray: # (E,) where in `event_id` each of its rows is
     """Rows in the order of the sample.
     Raises ValueError if the sample cannot be read, or asks for other events."""
-    file = open_parquet(sample, {'event_id': 'an integer'})
-    with reading(sample):
-        column = file.read(['event_id'], use_threads=False)['event_id'].combine_chunks()
-    ids = to_numpy(column, 'event_id', sample, 0)
+    ids = read_event_ids(sample)
     repeated, missing, unknown = compare_event_ids(event_id, ids)
     if len(repeated):
         raise ValueError(f'{sample} asks for event {repeated[0]} twice; remove one of its rows')

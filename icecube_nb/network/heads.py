@@ -8,7 +8,7 @@ __all__ = ['ACTIVATIONS', 'HEADS', 'SquaredReLU', 'activation', 'Neck', 'VectorH
            'loss_of_heads', 'heads_in', 'unread_answers', 'decode_heads']
 
 # %% ../../nbs/02c_heads.ipynb #c2c00004
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np

@@ -22,8 +22,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..core.outputs import check_folder
 from ..core.storage import need_memory, reason_of, remove_leftovers, temporary_name, written_whole
 from .checkpoints import read_config
