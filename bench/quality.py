@@ -162,13 +162,13 @@ EXTRA_ARMS = {
     'turns and mirrors': ('deep', {'data.turns': True, 'data.mirrors': True}),
     'look-ahead': ('deep', {}),                                     # see `AROUND`
 }
-# `laptop`, and what differs from it: run these with --reference laptop
-EXTRA_ARMS |= {'laptop': ('laptop', {})} | {f'laptop, {name}': ('laptop', changes) for name, changes in {
+# `laptop`, and what differs from it: run these with --reference laptop. Most were tried when its batch was 64.
+EXTRA_ARMS |= {'laptop': ('laptop', {})} | {f'laptop, batch {size}': ('laptop', {'train.batch_events': size})
+                                            for size in (32, 64, 256)}
+EXTRA_ARMS |= {f'laptop, batch 64, {name}': ('laptop', {'train.batch_events': 64, **changes}) for name, changes in {
     'fp32': {'train.precision': 'fp32'},
     'neck of deep': {'model.neck': 1024},
     '3 blocks': {'model.layers': 3},
-    'batch 32': {'train.batch_events': 32},
-    'batch 128': {'train.batch_events': 128},
     'Muon x 0.5': {'train.muon_lr_factor': 2.5},
     'Muon x 2': {'train.muon_lr_factor': 10},
     'AdamW x 2': {'train.max_lr': 1e-3, 'train.muon_lr_factor': 2.5}}.items()}
@@ -396,7 +396,8 @@ def minutes_run(a: argparse.Namespace, own: Prepared, other: Prepared) -> dict:
             'steps': state.step, 'parameters': sum(p.numel() for p in state.model.parameters()),
             'sessions': len(sessions), 'seconds': round(state.seconds),
             'cpu_seconds': round(sum(sessions)), 'simulator': VERSION, 'training_events': a.files*a.file_events,
-            'world': a.worlds[0], 'seed': a.seeds[0], 'precision': state.precision} | found
+            'world': a.worlds[0], 'seed': a.seeds[0], 'precision': state.precision,
+            'batch_events': config.train.batch_events} | found
 
 
 def errors_of_run(run: Path, prepared: Prepared) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -418,7 +419,8 @@ def about_run(run: Path) -> dict:
     rows, config = log_rows(run), load_checkpoint(run)[0]
     last = next(row for row in reversed(rows) if 'events' in row)
     return {'preset': config.name, 'seed': config.train.seed, 'parameters': rows[0]['parameters'],
-            'precision': rows[0]['precision'], 'events': last['events'], 'seconds': round(last['seconds'])}
+            'precision': rows[0]['precision'], 'batch_events': config.train.batch_events, 'events': last['events'],
+            'seconds': round(last['seconds'])}
 
 
 def errors_on_files(run: Path, prepared: Prepared, files: int) -> np.ndarray:

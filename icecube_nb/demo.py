@@ -27,7 +27,7 @@ class Demo(DeviceOption):
     out: Path|None = None        # folder for the run, submission.csv and demo.csv (default: runs/demo)
     array: ArrayName = 'icecube86' # or gen2_extension, arca_block, pone_triangle, nine_strings, with its ice
     preset: str = 'laptop'       # the settings to train with
-    batches: int = 20            # training batch files; the last two are for stack and ensemble
+    batches: int = 30            # training batch files; the last two are for stack and ensemble
     events_per_batch: int = 15_000 # events in each
     test_events: int = 5_000     # held-out test events
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MIX_RATE', 'TIME_UNIT_M', 'POOLINGS', 'ROWS_AT_ONCE', 'wide_on_cpu', 'Block', 'feature_columns', 'pick',
-           'rotary_angles', 'rotate', 'swap_halves', 'NormaliseAndRotate', 'event_index', 'MeanPool', 'AttentionPool',
-           'build_pooling', 'event_summary', 'autocast_dtype', 'full_precision', 'needed_features', 'rows_to_add',
-           'compute_answers', 'compiled_answers', 'Model', 'init_weights', 'count_parameters', 'load_weights']
+           'rotary_angles', 'rotate', 'swap_halves', 'rotary_tables', 'rotate_by_tables', 'NormaliseAndRotate',
+           'event_index', 'MeanPool', 'AttentionPool', 'build_pooling', 'event_summary', 'autocast_dtype',
+           'full_precision', 'needed_features', 'rows_to_add', 'compute_answers', 'compiled_answers', 'Model',
+           'init_weights', 'count_parameters', 'load_weights']
 
 # %% ../../nbs/02_model.ipynb #9a6e91ae
 import math
@@ -59,21 +60,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, # (N, D)
                 attend: Callable, # query, key, value (N, H, D/H) to (N, H, D/H)
-                angles: tuple[Tensor, Tensor]|None = None, # (N, 1, D/2H) each, of `rotary_angles`
+                tables: tuple[Tensor, Tensor]|None = None, # of `rotary_tables`, for the rows that are not empty
                 first: Tensor|None = None # (N, D) output of the input layer, for `mix_input`
         ) -> Tensor: # (N, D)
         x = self.begin(x, first)
         qkv = wide_on_cpu(self.qkv(self.norm1(x))).unflatten(-1, (3, self.heads, -1))  # (N, 3, H, D/H)
-        if self.q_norm is not None and angles is not None:
-            qk, v = qkv.split([2, 1], 1)
+        if self.q_norm is not None and tables is not None:
             gain = torch.stack([self.q_norm.weight, self.k_norm.weight])               # (2, D/H)
-            (q, k), v = NormaliseAndRotate.apply(qk, gain, *angles).unbind(1), v[:, 0] # (N, H, D/H) each
+            q, k, v = NormaliseAndRotate.apply(qkv, gain, *tables).unbind(1)           # (N, H, D/H) each
         else:
             q, k, v = qkv.unbind(1)
             if self.q_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)
-            if angles is not None:
-                q, k = rotate(q, *angles), rotate(k, *angles)
+            if tables is not None:
+                rows = len(tables[0])
+                q, k = rotate_by_tables(torch.stack([q[:rows], k[:rows]], 1), *tables).unbind(1)
         x = x + self.project(attend(q, k, v).flatten(1))                               # (N, D)
         return x + self.mlp(self.norm2(x))                                             # (N, D)
 
@@ -113,36 +114,55 @@ def rotate(x: Tensor, # (N, H, D/H) queries or keys
     a, b = x.chunk(2, -1)                                                              # (N, H, D/2H)
     return torch.cat([a*cosine - b*sine, a*sine + b*cosine], -1).to(x.dtype)
 
-# %% ../../nbs/02_model.ipynb #5e1a0c02
 def swap_halves(x: Tensor) -> Tensor: # (..., D) both
     "Exchange the two halves of the last axis."
     return torch.cat(x.chunk(2, -1)[::-1], -1)
 
+def rotary_tables(cosine: Tensor, sine: Tensor, # (N, 1, D/2H) of `rotary_angles`
+                  heads: int # H
+    ) -> tuple[Tensor, Tensor]: # (N, 1, 1, D/H) each; on a CPU one for each query and key, (N, 2, H, D/H)
+    "What `rotate_by_tables` multiplies queries and keys and their exchanged halves by, in all blocks."
+    tables = torch.cat([cosine]*2, -1)[:, None], torch.cat([-sine, sine], -1)[:, None]
+    on_cpu = cosine.device.type == 'cpu'                # which is slow with rows as short as a head
+    return tuple(t.expand(-1, 2, heads, -1).contiguous() for t in tables) if on_cpu else tables
+
+def rotate_by_tables(x: Tensor, # (N, 2, H, D/H) queries and keys
+                     cosine: Tensor, sine: Tensor # of `rotary_tables`
+    ) -> Tensor: # (N, 2, H, D/H)
+    "The same as `rotate`, with fewer operations."
+    return (swap_halves(x)*sine).addcmul(x, cosine).to(x.dtype)
+
+# %% ../../nbs/02_model.ipynb #5e1a0c02
 class NormaliseAndRotate(torch.autograd.Function):
     "Normalise queries and keys and `rotate` them, with a gradient that takes few passes over memory."
     @staticmethod
-    def forward(ctx, x: Tensor, # (N, 2, H, D/H) queries and keys
-                gain: Tensor, # (2, D/H) of their norms
-                cosine: Tensor, sine: Tensor # (N, 1, D/2H) of `rotary_angles`
-        ) -> Tensor: # (N, 2, H, D/H)
-        cosine, sine = torch.cat([cosine]*2, -1)[:, None], torch.cat([-sine, sine], -1)[:, None]
-        full = x.float()
+    def forward(ctx, x: Tensor, # (N + empty rows, 3, H, D/H) queries, keys and values
+                gain: Tensor, # (2, D/H) of the norms of queries and keys
+                cosine: Tensor, sine: Tensor # N rows, of `rotary_tables`
+        ) -> Tensor: # (N, 3, H, D/H)
+        ctx.rows, x = len(x), x[:len(cosine)]
+        full = x[:, :2].float()
         size = torch.linalg.vector_norm(full, dim=-1, keepdim=True)                    # (N, 2, H, 1)
         shrink = size.square_().div_(x.shape[-1]).add_(1e-5).rsqrt_()
         norm = full*shrink                                                             # (N, 2, H, D/H)
+        gain = gain[:, None].expand(norm.shape[1:]).contiguous()                       # (2, H, D/H)
         ctx.save_for_backward(norm, shrink, gain, cosine, sine)
-        y = norm*gain[:, None]
-        return swap_halves(y).mul_(sine).addcmul_(y, cosine).to(x.dtype)
+        y = norm*gain
+        qk = swap_halves(y).mul_(sine).addcmul_(y, cosine)
+        return torch.cat([qk.to(x.dtype), x[:, 2:]], 1)
 
     @staticmethod
-    def backward(ctx, change: Tensor) -> tuple[Tensor|None, ...]: # (N, 2, H, D/H) gradient of the output
+    def backward(ctx, change: Tensor) -> tuple[Tensor|None, ...]: # (N, 3, H, D/H) gradient of the output
         norm, shrink, gain, cosine, sine = ctx.saved_tensors
-        g = swap_halves(change*sine).addcmul_(change.float(), cosine)                      # turned back
-        by_row = (g*norm).flatten(1)                                                   # (N, 2*D)
-        gain_change = (by_row.new_ones(1, len(g)) @ by_row).view(norm.shape[1:]).sum(1)
-        g *= gain[:, None]
-        along = (g*norm).mean(-1, keepdim=True)                                        # (N, 2, H, 1)
-        return g.addcmul_(norm, along, value=-1).mul_(shrink).to(change.dtype), gain_change, None, None
+        turned = change[:, :2].float()
+        g = swap_halves(turned*sine).addcmul_(turned, cosine)                          # turned back
+        by_row = g*norm                                                                # (N, 2, H, D/H)
+        ones = by_row.new_ones(1, len(g))
+        gain_change = (ones @ by_row.flatten(1)).view(norm.shape[1:]).sum(1)           # (2, D/H)
+        along = by_row.mul_(gain).mean(-1, keepdim=True)                               # (N, 2, H, 1)
+        g = g.mul_(gain).addcmul_(norm, along, value=-1).mul_(shrink)
+        all_rows = torch.cat([g.to(change.dtype), change[:, 2:]], 1)
+        return F.pad(all_rows, (0, 0, 0, 0, 0, 0, 0, ctx.rows - len(g))), gain_change, None, None
 
 # %% ../../nbs/02_model.ipynb #ae275474
 def event_index(offsets: Tensor, # (B+1,)
@@ -270,7 +290,7 @@ def compute_answers(model: 'Model', features: Tensor, offsets: Tensor, # (N, F),
     rows, added = len(features), rows_to_add(features)
     padded = F.pad(features, (0, 0, 0, added)) if added else features                   # (N + added, F)
     def attend(q, k, v):
-        q, k, v = (x[:rows] if added else x for x in (q, k, v))
+        q, k, v = (x[:rows] if len(x) > rows else x for x in (q, k, v))
         if model.logit_bounds is not None and len(q):
             event = event_index(offsets, len(q))
             model.logit_bounds.append(logit_bound(q, k, event, len(offsets) - 1))
@@ -279,10 +299,11 @@ def compute_answers(model: 'Model', features: Tensor, offsets: Tensor, # (N, F),
         return F.pad(found, (0, 0, 0, 0, 0, added)) if added else found
     with full_precision(features):
         x = model.input(padded)                                                         # (N + added, D)
-        angles = rotary_angles(padded, model.rotary_size, model.where) if model.rotary_size else None
+        angles = rotary_angles(features, model.rotary_size, model.where) if model.rotary_size else None
+        tables = rotary_tables(*angles, model.heads) if angles else None
     first = x
     for block in model.blocks:
-        x = block(x, attend, angles, first)                                             # (N + added, D)
+        x = block(x, attend, tables, first)                                             # (N + added, D)
     with full_precision(features):
         pooled = model.pool(x[:rows] if added else x, offsets)                          # (B, D)
         if model.summary is not None:
@@ -306,7 +327,7 @@ class Model(nn.Module):
         self.logit_bounds: list[Tensor]|None = None         # a list: each layer adds the bound of its scores
         if c.width % c.heads:
             raise ValueError(f'model.width {c.width} must be a multiple of model.heads {c.heads}')
-        self.head_size = c.width//c.heads                   # D/H
+        self.heads, self.head_size = c.heads, c.width//c.heads  # H and D/H
         self.rotary_size = self.head_size if c.rotary else 0 # numbers of a head that rotary positions turn
         self.where = feature_columns(c.features)
         columns(c.features, *needed_features(c))            # an error if one is missing

@@ -28,7 +28,7 @@ from ..network.published import read_published
 from .checkpoints import DetectorRecord, find_checkpoint, load_checkpoint, save_checkpoint
 from .distributed import ProcessGroup, wrap_for_processes
 from .hardware import Card, Work, count_work, find_card, pass_pulses
-from .optimise import JointOptimiser, Muon, hidden_matrices, split_states
+from .optimise import JointOptimiser, Muon, hidden_matrices, muons, split_states
 from .precision import PRECISION, make_scaler, pick_device, precision_of_epoch
 from .runs import remove_checkpoints
 
@@ -145,6 +145,8 @@ def set_precision(state: State) -> bool: # whether anything changed
     for model in (state.model, state.average):
         if model is not None:
             model.backend, model.compiled = name, c.compile
+    for muon in muons(state.optimiser):
+        muon.products = PRECISION['bf16'] if wanted == 'bf16' and state.device.type == 'cpu' else None
     state.pass_pulses = state.config.data.pulse_budget
     if state.card and not state.pass_pulses:
         state.pass_pulses = pass_pulses(state.config.model, wanted, count_parameters(state.model),
