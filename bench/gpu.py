@@ -28,7 +28,7 @@ from icecube_nb import gpu
 from icecube_nb.core.config import Config, override, preset
 from icecube_nb.data.batching import prefetch
 from icecube_nb.network.heads import loss_of_heads
-from icecube_nb.training.precision import guarded_step, reduced
+from icecube_nb.training.precision import guarded_step, in_precision
 from icecube_nb.training.state import new_state, resume_state, save_state
 from icecube_nb.training.step import read_back, read_counts, train_step
 
@@ -184,7 +184,7 @@ def inference(bench: Bench) -> Iterator[dict]:
 
         def work():
             batch = batches[next(turn) % len(batches)]
-            with torch.no_grad(), reduced(bench.device, state.precision):
+            with torch.no_grad(), in_precision(bench.device, state.precision):
                 state.model(batch.features, batch.offsets, batch.lengths)
 
         seconds = gpu.seconds_per_call(work, bench.device, bench.measure_seconds)
@@ -201,7 +201,7 @@ def padded_reference(bench: Bench) -> Iterator[dict]:
     def work():
         x, mask, batch = batches[next(turn) % len(batches)]
         state.optimiser.zero_grad()
-        with reduced(bench.device, state.precision):
+        with in_precision(bench.device, state.precision):
             output = network(x, mask)
         loss, _ = loss_of_heads(output, batch.azimuth, batch.zenith, state.bins, state.kernel)
         state.scaler.scale(loss).backward()

@@ -41,12 +41,12 @@ from .checkpoints import (check_same_sensors, find_checkpoint, folder_detector,
                                              sensors_of_run, with_folder_ice)
 from .distributed import ProcessGroup, sum_over_processes, wait_for_all
 from .hardware import peak_tflops
-from .precision import pick_device, reduced
+from .precision import in_precision, pick_device
 from .runs import (SessionOver, StopRequest, TensorBoardWriter, append_log, check_run,
                                       checkpoints, log_rows, stop_requests, stopped_by, trim_log)
 from .state import (State, describe, new_state, resume_state, save_state, set_precision,
                                        starting_point)
-from .step import cpu_workers_for, read_counts, read_back, retreat, train_step
+from .step import cpu_workers_for, fall_back, read_counts, read_back, train_step
 
 # %% ../../nbs/03_train.ipynb #6422f1b8
 def one_cycle(progress: float, # share of the run that is done, 0 to 1
@@ -96,7 +96,7 @@ def answer_batches(state: State, batches: Iterable[EventBatch]
     model = state.eval_model.eval()
     for batch in batches:
         batch = batch.to(state.device)
-        with reduced(state.device, state.precision):
+        with in_precision(state.device, state.precision):
             output = model(batch.features, batch.offsets, batch.lengths)
         answers = [x for head in heads for x in head.decode(output, state.bins, 'mean_vector')[:2]]
         found.append(torch.stack([x.to(dtype) for x in (batch.azimuth, batch.zenith, *answers)]))
@@ -327,7 +327,7 @@ def fit_epoch(state: State, # changed in place
         if to_log:
             signal = reader.read(asked.number)
             log.write(done)
-            if retreat(state):
+            if fall_back(state):
                 log.note(f'{state.bad} steps in a row without a finite gradient; now {describe(state)}')
         if signal or (state.step % c.save_every == 0 and state.batch < batches):
             reader.read()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISION', 'BF16_CAPABILITY', 'MAX_LOGITS', 'cpu_multiplies_bf16', 'pick_precision', 'named_device', 'pick_device',
-           'precision_of_epoch', 'reduced', 'make_scaler', 'guarded_step', 'LogitWatch', 'watch_logits']
+           'precision_of_epoch', 'in_precision', 'make_scaler', 'guarded_step', 'LogitWatch', 'watch_logits']
 
 # %% ../../nbs/03b_precision.ipynb #42f38f7a
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def precision_of_epoch(config: TrainConfig, epoch: int, device: torch.device) ->
     late = pick_precision(config.late_precision, device) # a wrong name is an error from the first epoch on
     return late if 0 < config.late_epoch <= epoch else pick_precision(config.precision, device)
 
-def reduced(device: torch.device, precision: str) -> AbstractContextManager:
+def in_precision(device: torch.device, precision: str) -> AbstractContextManager:
     "Run the matrix products inside this context in `precision`."
     dtype = PRECISION[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL_NETWORK', 'OWN', 'whole_step', 'split_step', 'microbatch_loss', 'gradients_one_by_one', 'gradients_by_workers',
            'cpu_workers_for', 'optimiser_threads', 'train_step', 'add_gradients', 'largest_logit', 'count_step',
-           'read_counts', 'retreat', 'read_back']
+           'read_counts', 'fall_back', 'read_back']
 
 # %% ../../nbs/appendix/training_step.ipynb #c1d20b04
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ..data.epochs import OptimiserStep
 from ..network.heads import loss_of_heads, loss_weights, unread_answers
 from .distributed import ProcessGroup, sum_tensor, without_sync
 from .hardware import LEAST_PULSES, MOST_PULSES
-from .precision import guarded_step, reduced, watch_logits
+from .precision import guarded_step, in_precision, watch_logits
 from .state import State, set_precision, update_average
 
 # %% ../../nbs/appendix/training_step.ipynb #3bf30e99
@@ -42,7 +42,7 @@ def microbatch_loss(state: State, microbatch: EventBatch
     ) -> tuple[Tensor, dict[str, Tensor]]: # loss, and it and its terms for the log
     "The mean loss of a microbatch."
     batch = microbatch.to(state.device)
-    with reduced(state.device, state.precision):
+    with in_precision(state.device, state.precision):
         output = state.network(batch.features, batch.offsets, batch.lengths)
     weights = loss_weights(state.config.model, state.config.train, state.done)
     loss, terms = loss_of_heads(output, batch.azimuth, batch.zenith, state.bins, state.kernel, weights)
@@ -141,7 +141,7 @@ def add_gradients(state: State, step: OptimiserStep, workers: CpuWorkerPool|None
 def largest_logit(state: State, batch: EventBatch) -> Tensor|None: # (); None if there is no attention
     "The largest attention logit of the batch's first events, from a forward pass of its own."
     first = split_microbatches(batch, state.config.train.microbatch_pulses or 2048)[0].to(state.device)
-    with watch_logits(state.model) as watch, reduced(state.device, state.precision):
+    with watch_logits(state.model) as watch, in_precision(state.device, state.precision):
         state.model(first.features, first.offsets, first.lengths)
     return watch.largest
 
@@ -159,7 +159,7 @@ def read_counts(state: State) -> None: # changed in place
     "Read from the device how many steps were left out."
     state.skipped, state.bad = torch.stack(state.counts).tolist()
 
-def retreat(state: State # changed in place; its counts have been read
+def fall_back(state: State # changed in place; its counts have been read
     ) -> bool: # whether it fell back
     "Go on in fp32 after `fallback_steps` steps in a row without a finite gradient."
     if state.bad < state.config.train.fallback_steps or state.precision == 'fp32':
