@@ -51,6 +51,7 @@ from icecube_nb.data.packed import PackedBatch, load_packed
 from icecube_nb.data.prepare import Prepared, prepare
 from icecube_nb.data.pulses import (FEATURE_SETS, PUBLISHED, FeatureSet, Tokens, centre_of, code_tables, feature,
                                     turn_features)
+from icecube_nb.inference.answer_options import AnswerOptions
 from icecube_nb.inference.evaluate import (error_table, format_table, paired_difference, pulse_slice,
                                            to_markdown)
 from icecube_nb.inference.predict import answer_batch_file, load_predictor
@@ -423,9 +424,9 @@ def about_run(run: Path) -> dict:
             'seconds': round(last['seconds'])}
 
 
-def errors_on_files(run: Path, prepared: Prepared, files: int) -> np.ndarray:
+def errors_on_files(run: Path, prepared: Prepared, files: int, turns: int = 1) -> np.ndarray:
     "Angular error [rad] of the answers of a run to all events of the first training files of a data set."
-    predictor, errors = load_predictor(run, 'cpu'), []
+    predictor, errors = load_predictor(run, 'cpu', options=AnswerOptions(turns)), []
     for path in list(prepared.train.values())[:files]:
         packed = load_packed(path)
         columns = answer_batch_file(packed, lambda c: sensors_of_run(prepared, c.data), predictor)
@@ -433,11 +434,13 @@ def errors_on_files(run: Path, prepared: Prepared, files: int) -> np.ndarray:
     return np.concatenate(errors)
 
 
-def compared(run: Path, beside: Path, worlds: Mapping[str, Prepared], files: int = 5) -> dict:
-    "Two runs on the same events of each world, which neither has learned from: one row of results."
-    row = {'run': about_run(run), 'beside': about_run(beside), 'simulator': VERSION}
+def compared(run: Path, beside: Path, worlds: Mapping[str, Prepared], turns: int, files: int = 5) -> dict:
+    """Two runs on the same events of each world, which neither has learned from: one row of results.
+
+    The answers of the first are averaged over `turns` of each event."""
+    row = {'run': about_run(run) | {'turns': turns}, 'beside': about_run(beside), 'simulator': VERSION}
     for world, prepared in worlds.items():
-        own, other = (errors_on_files(folder, prepared, files) for folder in (run, beside))
+        own, other = errors_on_files(run, prepared, files, turns), errors_on_files(beside, prepared, files)
         less = paired_difference(own, other)
         row[world] = {'events': len(own), 'run': float(own.mean()), 'beside': float(other.mean()),
                       'difference': float(less.mean), 'error': float(less.error)}
@@ -567,6 +570,7 @@ def read_arguments() -> argparse.Namespace:
     add('--slices', action='store_true', help='table by slice and topology too')
     add('--run', type=Path, help='folder of a run, for `after`, `minutes` and `compare`')
     add('--beside', type=Path, help='folder of another run, whose errors are subtracted')
+    add('--turns', type=int, default=1, help='`compare` averages the answers of --run over this many turns')
     add('--preset', default='deep', help='of `minutes`')
     add('--minutes', type=float, default=20.0, help='of the whole run')
     add('--session-minutes', type=float, help='after which `minutes` stops; the next call goes on')
@@ -623,7 +627,7 @@ def main() -> None:
     if a.what == 'run':
         run_arms(a, size, prepared)
     if a.what == 'compare':
-        append(RESULTS.with_name('compared.jsonl'), compared(a.run, a.beside, prepared))
+        append(RESULTS.with_name('compared.jsonl'), compared(a.run, a.beside, prepared, a.turns))
     if a.what == 'after':
         for row in after(a.run, prepared['standard'], a.events):
             append(RESULTS.with_name('after.jsonl'), row)

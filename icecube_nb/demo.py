@@ -80,8 +80,9 @@ def is_demo(folder: Path) -> bool:
     return 'preset' in read_note(folder/'demo.json') or (is_run(folder/'run') and names <= DEMO_NAMES)
 
 def demo_steps(demo: Demo, data: Path) -> list: # commands
-    "The commands of a demo, in their order."
-    out, device = demo.out, demo.device
+    "The commands of a demo, in their order. Each event is answered under all turns that leave the detector as it is."
+    from icecube_nb.physics.detector import find_detector
+    out, device, turns = demo.out, demo.device, find_detector(demo.array).turns
     *learn, stack, ensemble = range(1, demo.batches + 1)
     held_out = out/'held_out'
     return [Simulate(out=data, batches=demo.batches, events_per_batch=demo.events_per_batch,
@@ -90,7 +91,7 @@ def demo_steps(demo: Demo, data: Path) -> list: # commands
             Train(data=data, run=out/'run', preset=demo.preset, minutes=demo.minutes, batches=tuple(learn),
                   device=device),
             Predict(data=data, run=out/'run', out=held_out/'heads.csv', dump=held_out, device=device,
-                    batches=(stack, ensemble)),
+                    batches=(stack, ensemble), turns=turns),
             Stack(dump=held_out, out=out/'stack', batches=(stack,), device=device),
             Ensemble(runs=(out/'run',), dumps=(held_out,), stacks=(out/'stack',), batches=(ensemble,),
                      out=out/'ensemble'),
