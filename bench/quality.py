@@ -163,7 +163,7 @@ EXTRA_ARMS = {
     'turns and mirrors': ('deep', {'data.turns': True, 'data.mirrors': True}),
     'look-ahead': ('deep', {}),                                     # see `AROUND`
 }
-# `laptop`, and what differs from it: run these with --reference laptop. Most were tried when its batch was 64.
+# `laptop`, and what differs from it: run these with --reference 'laptop, batch 64', which most of them change
 EXTRA_ARMS |= {'laptop': ('laptop', {})} | {f'laptop, batch {size}': ('laptop', {'train.batch_events': size})
                                             for size in (32, 64, 256)}
 EXTRA_ARMS |= {f'laptop, batch 64, {name}': ('laptop', {'train.batch_events': 64, **changes}) for name, changes in {

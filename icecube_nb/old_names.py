@@ -102,7 +102,6 @@ RENAMED |= {
     'stack': {'part_of': 'inference.answers.fold_of', 'who_is_right': 'inference.stack.compare_in_bins'},
     'precision': {'reduced': 'training.precision.in_precision'},
     'train': {'crew_of': 'training.step.cpu_workers_for', 'main': 'old_names.run_training',
-              'reduced': 'training.precision.in_precision', 'retreat': 'training.step.fall_back',
               'gradients_by_crew': 'training.step.gradients_by_workers'},
     'uncertainty': {'Pool': 'inference.uncertainty.PosteriorWeights',
                     'rising': 'inference.uncertainty.closest_rising',
