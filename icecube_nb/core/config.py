@@ -51,7 +51,7 @@ class DataConfig:
     files_per_epoch: int = 4       # batch files an epoch draws its events from
     legacy_ice: bool = False       # read the ice table upside down, as the published code did
     legacy_qe: bool = False        # mark one high-efficiency sensor less, as the published code did
-    pulse_budget: int = 0          # most pulses of a forward pass; 0 = what the card's memory holds
+    pulse_budget: int = 0          # most pulses of a forward pass; 0 = what the GPU's memory holds
     mixed_files: int = 4           # batch files that are open together, so that their events are mixed
     turns: bool = False            # rotate training events by 0, 60, ... 300 degrees, drawn anew each epoch
     mirrors: bool = False          # mirror half of the training events, drawn anew each epoch

@@ -183,7 +183,7 @@ def mean_row(steps: list[dict]) -> dict: # one line of the log
 
 # %% ../../nbs/03_train.ipynb #7a1e0003
 def use_of_card(state: State, steps: list[dict] # of the log's window
-    ) -> dict[str, float]: # tflops; on a card also memory_gb, and peak_share if its peak is known
+    ) -> dict[str, float]: # tflops; on a GPU also memory_gb, and peak_share if its peak is known
     "How much of the device the last steps used."
     seconds = max(sum(s['seconds'] for s in steps), 1e-9)
     events, pulses, pairs = (sum(s.get(k, 0) for s in steps) for k in ('events', 'pulses', 'pairs'))
@@ -323,7 +323,7 @@ def fit_epoch(state: State, # changed in place
         reader.add(row, step.events)
         signal = asked.number if reader.alone else 0      # several processes agree when they read
         if state.pass_pulses != pulses:
-            log.note(f'the card was out of memory; continuing with {state.pass_pulses:,} pulses a pass')
+            log.note(f'the GPU was out of memory; continuing with {state.pass_pulses:,} pulses a pass')
         if to_log:
             signal = reader.read(asked.number)
             log.write(done)

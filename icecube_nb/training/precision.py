@@ -20,7 +20,7 @@ from ..core.config import TrainConfig
 
 # %% ../../nbs/03b_precision.ipynb #5c460fde
 PRECISION = {'fp32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-BF16_CAPABILITY = (8, 0)                # the first cards that multiply bf16 numbers (Ampere)
+BF16_CAPABILITY = (8, 0)                # the first GPUs that multiply bf16 numbers (Ampere)
 
 def cpu_multiplies_bf16() -> bool:
     "Whether this CPU has instructions for products of bf16 numbers. False also where torch cannot tell."
@@ -32,7 +32,7 @@ def pick_precision(name: str, # 'auto', 'fast' or a key of `PRECISION`
                    device: torch.device
     ) -> str: # a key of `PRECISION`
     """`auto` is fp16 on CUDA and fp32 elsewhere. `fast` is bf16 on a CPU that multiplies it, and else `auto`.
-    Raises ValueError for an unknown name, or bf16 on a card without it."""
+    Raises ValueError for an unknown name, or bf16 on a GPU without it."""
     if name == 'fast' and device.type == 'cpu':
         return 'bf16' if cpu_multiplies_bf16() else 'fp32'
     if name in ('auto', 'fast'):
@@ -57,9 +57,9 @@ def named_device(name: str # 'cpu', 'cuda', 'cuda:1', 'mps'
         place = None
     if place is None or place.type not in ('cpu', 'cuda', 'mps'):
         raise ValueError(f'device {name!r} is not known; choose auto, cpu, cuda, cuda:1, ... or mps')
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if place.type == 'cuda' and (place.index or 0) >= cards:
-        raise ValueError(f'device {name} is not there, torch sees {cards} GPUs; choose auto or cpu')
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if place.type == 'cuda' and (place.index or 0) >= gpus:
+        raise ValueError(f'device {name} is not there, torch sees {gpus} GPUs; choose auto or cpu')
     if place.type == 'mps' and not torch.backends.mps.is_available():
         raise ValueError(f'device {name} is not there; choose auto or cpu')
     return place

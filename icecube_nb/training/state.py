@@ -155,7 +155,7 @@ def set_precision(state: State) -> bool: # whether anything changed
     return True
 
 def uses_tf32(state: State) -> bool:
-    "Whether a run fell back to fp32 on a card that multiplies TF32."
+    "Whether a run fell back to fp32 on a GPU that multiplies TF32."
     return state.fallen and state.card is not None and state.card.capability >= (8, 0)
 
 def describe(state: State) -> str: # one line
