@@ -60,7 +60,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, # (N, D)
                 attend: Callable, # query, key, value (N, H, D/H) to (N, H, D/H)
-                tables: tuple[Tensor, Tensor]|None = None, # of `rotary_tables`, for the rows that are not empty
+                tables: tuple[Tensor, Tensor]|None = None, # of `rotary_tables`, for rows that are not empty
                 first: Tensor|None = None # (N, D) output of the input layer, for `mix_input`
         ) -> Tensor: # (N, D)
         x = self.begin(x, first)

@@ -48,7 +48,7 @@ def by_repetition(x: Tensor, steps: int) -> Tensor: # (..., m <= n) of length 1 
 
 # %% ../../nbs/03c_optimise.ipynb #c5c40e06
 def orthogonalise_stacks(stacks: list[Tensor], # (..., m, n) each
-                         join: bool|None = None, # stacks of one shape; None: unless on a CPU in full precision
+                         join: bool|None = None, # stacks of one shape; None: but not in fp32 on a CPU
                          products: torch.dtype|None = None # number format of `orthogonalise`
     ) -> list[Tensor]: # of the same shapes
     "Orthogonalise stacks of matrices of several shapes."
