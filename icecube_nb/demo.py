@@ -80,7 +80,7 @@ def is_demo(folder: Path) -> bool:
     return 'preset' in read_note(folder/'demo.json') or (is_run(folder/'run') and names <= DEMO_NAMES)
 
 def demo_steps(demo: Demo, data: Path) -> list: # commands
-    "The commands of a demo, in their order. Events are answered under all turns that leave the grid as it is."
+    "The commands of a demo, in order. Events are answered under all turns that leave the grid unchanged."
     from icecube_nb.physics.detector import find_detector
     out, device, turns = demo.out, demo.device, find_detector(demo.array).turns
     *learn, stack, ensemble = range(1, demo.batches + 1)

@@ -146,7 +146,7 @@ def deep() -> Config: # 1.3 million parameters, as many as `small`
 
 # %% ../../nbs/appendix/config.ipynb #1a970001
 def laptop() -> Config: # 0.47 million parameters
-    "For minutes on a CPU: `deep` with 4 of its 9 blocks, a quarter of its neck, twice its batch, 16-bit products."
+    "For minutes on a CPU: `deep` with 4 blocks, a quarter of its neck, twice its batch, 16-bit products."
     base = deep()
     return replace(base, name='laptop', model=replace(base.model, layers=4, neck=256),
                    train=replace(base.train, batch_events=128, precision='fast'))
